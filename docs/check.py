@@ -1,8 +1,8 @@
 """Run every command and code block of the given Markdown pages, so that no example can rot.
 
-```python blocks of a page run top to bottom in one namespace; ```bash blocks run with
-`bash -euo pipefail`, in order, in the page's scratch directory. ```text and the like are only read.
-A block after a line `<!-- not run: REASON -->` is skipped, and the reason printed.
+Blocks of a page run in order in one scratch directory: ```python blocks in one namespace, ```bash
+blocks with `bash -euo pipefail`. ```text and the like are only read. A block after a line
+`<!-- not run: REASON -->` is skipped, and the reason printed.
 """
 
 from __future__ import annotations
@@ -23,30 +23,21 @@ BLOCK = re.compile(
 def run_page(page: Path) -> int:
     """Run one page's blocks in a scratch directory; returns how many were run."""
     text = page.read_text()
-    ran = 0
-    script: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="splitedge-docs-") as scratch:
-        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        for match in BLOCK.finditer(text):
-            lang, code = match["lang"], match["code"]
-            line = text[: match.start()].count("\n") + 1
-            if lang not in ("python", "bash"):
-                continue
-            if match["reason"]:
-                print(f"  {page}:{line}: not run: {match['reason']}")
-                continue
-            if lang == "python":
-                # one namespace per page: what earlier blocks defined stays
-                script.append(f"# {page}:{line}\n{code}")
-                continue
-            run(["bash", "-euo", "pipefail", "-c", code], scratch, env, f"{page}:{line}")
-            ran += 1
-        if script:
-            path = Path(scratch) / "page.py"
-            path.write_text("if __name__ == '__main__':\n" + indent("\n".join(script)))
-            run([sys.executable, "-W", "error::DeprecationWarning", str(path)], scratch, env, str(page))
-            ran += len(script)
-    return ran
+    script = ["import subprocess\nif __name__ == '__main__':\n"]
+    for match in BLOCK.finditer(text):
+        where = f"{page}:{text[: match.start()].count(chr(10)) + 1}"
+        if match["lang"] not in ("python", "bash"):
+            continue
+        if match["reason"]:
+            print(f"  {where}: not run: {match['reason']}")
+            continue
+        code = match["code"]
+        if match["lang"] == "bash":
+            code = f"subprocess.run(['bash', '-euo', 'pipefail', '-c', {code!r}], check=True, timeout=300)\n"
+        script.append(f"    print({where!r}, flush=True)\n{indent(code)}")
+    if len(script) > 1:
+        run("".join(script), str(page))
+    return len(script) - 1
 
 
 def indent(code: str) -> str:
@@ -54,11 +45,23 @@ def indent(code: str) -> str:
     return "".join(f"    {line}" if line.strip() else line for line in code.splitlines(keepends=True))
 
 
-def run(command: list[str], cwd: str, env: dict[str, str], where: str) -> None:
-    """Run one block; on failure show its output and stop."""
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+def run(script: str, page: str) -> None:
+    """Run one page's script; on failure show its output and stop."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with tempfile.TemporaryDirectory(prefix="splitedge-docs-") as scratch:
+        file = Path(scratch) / "page.py"
+        file.write_text(script)
+        done = subprocess.run(
+            [sys.executable, "-W", "error::DeprecationWarning", str(file)],
+            cwd=scratch,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     if done.returncode:
-        sys.exit(f"{where} failed (exit {done.returncode}):\n{done.stdout}\n{done.stderr}")
+        sys.exit(f"{page} failed (exit {done.returncode}):\n{done.stdout}\n{done.stderr}")
 
 
 def main() -> None:
@@ -66,7 +69,7 @@ def main() -> None:
     for name in sys.argv[1:]:
         start = time.perf_counter()
         ran = run_page(Path(name))
-        print(f"{name}: {ran} blocks in {time.perf_counter() - start:.1f} s")
+        print(f"{name}: {ran} blocks in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
