@@ -1,0 +1,330 @@
+"""The two halves of a deployment as chains of segments, behind the protocols of `parts.py`.
+
+A model is divided at boundaries in topological order: boundary 0 is the model's input, and segment i
+runs from boundary i to boundary i + 1, the last one to the model's output. Exits read a boundary,
+codecs send one. The edge holds the segments before its last cut, the cloud those behind its first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from splitedge.codec import Codec, Tensors, TensorSpec, rows_of
+from splitedge.errors import CodecError
+from splitedge.events import Stage, StageKind
+from splitedge.parts import Outcome
+from splitedge.policy import Option, Route
+from splitedge.wire import Lane
+
+#: Flat tensors in, a tuple of flat tensors out: a `partition.Program`, or a module wrapped by `segment_of`.
+Segment = Callable[..., Tensors]
+
+
+class Structure(Protocol):
+    """How a caller's (nested) value maps to flat tensors and back."""
+
+    def flatten(self, value: Any) -> Tensors:
+        """The flat tensors of a value of this structure."""
+        ...
+
+    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """A value of this structure from its flat tensors."""
+        ...
+
+
+class Scale(Protocol):
+    """Logits of shape (rows, classes) to a probability of being right, of shape (rows,)."""
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """One probability a row."""
+        ...
+
+
+def softmax_confidence(logits: torch.Tensor) -> torch.Tensor:
+    """The largest softmax probability of each row: what stands in before anything is calibrated."""
+    return logits.float().softmax(-1).amax(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A place between two segments: the cut's name ("" for the model's input) and what crosses it."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+
+
+@dataclass(slots=True)
+class ExitHead:
+    """A classifier on the tensors of a boundary.
+
+    Attributes:
+        path: where the user asked for it.
+        boundary: index of the boundary it reads.
+        segment: the boundary's tensors to one tensor of logits, of shape (rows, classes).
+        scale: its calibrated confidence.
+    """
+
+    path: str
+    boundary: int
+    segment: Segment
+    scale: Scale = softmax_confidence
+
+
+@dataclass(slots=True)
+class Local:
+    """A complete model of its own that answers from the model's input."""
+
+    segment: Segment
+    scale: Scale = softmax_confidence
+
+
+@dataclass(slots=True)
+class Answers:
+    """How flat tensors become the caller's output.
+
+    Attributes:
+        structure: of the model's output.
+        specs: its flat tensors.
+        logits: which of them holds the logits; None when the model is no classifier.
+        key: the key of the logits where the output is a mapping; an exit then answers `{key: logits}`
+            in the same type, else the bare tensor.
+        scale: calibrated confidence of the whole model's answer.
+    """
+
+    structure: Structure
+    specs: tuple[TensorSpec, ...]
+    logits: int | None = None
+    key: str | None = None
+    scale: Scale = softmax_confidence
+
+    def whole(self, tensors: Tensors) -> tuple[Any, float]:
+        """The model's output from its flat tensors, and the confidence (NaN for no classifier)."""
+        confidence = math.nan
+        if self.logits is not None:
+            confidence = float(self.scale(tensors[self.logits]).amin())
+        return self.structure.unflatten(tensors), confidence
+
+    def partial(self, logits: torch.Tensor) -> Any:
+        """The output of an exit: logits alone, in the model's structure where it names them."""
+        if self.key is None:
+            return logits
+        kind = type(self.structure.unflatten([torch.zeros(0)] * len(self.specs)))
+        return kind(**{self.key: logits})
+
+
+@dataclass(slots=True)
+class SegmentFlow:
+    """One request in the edge's half: the tensors at every boundary the head has reached."""
+
+    inputs: Tensors
+    rows: int
+    reached: dict[int, Tensors] = field(default_factory=dict)
+
+
+class EdgeSegments:
+    """The edge's half (`parts.EdgeModel`). One thread at a time.
+
+    Args:
+        digest: of the bundle, 64 hex digits.
+        options: the option table.
+        inputs: structure of the model's input.
+        boundaries: from the input to the last cut.
+        segments: as many as there are boundaries to reach: `segments[i]` ends at boundary i + 1.
+        exits: by number.
+        local: the local model.
+        encoders: codec by cut name, "" for the input codec.
+        answers: how outputs are put together.
+        batchable: whether a batch of several rows may be given.
+    """
+
+    def __init__(
+        self,
+        digest: str,
+        options: Sequence[Option],
+        inputs: Structure,
+        boundaries: Sequence[Boundary],
+        segments: Sequence[Segment],
+        exits: Sequence[ExitHead],
+        local: Local | None,
+        encoders: Mapping[str, Codec],
+        answers: Answers,
+        batchable: bool = True,
+    ) -> None:
+        self._digest = digest
+        self._options = tuple(options)
+        self._inputs = inputs
+        self._boundaries = tuple(boundaries)
+        self._segments = tuple(segments)
+        self._exits = tuple(exits)
+        self._local = local
+        self._encoders = dict(encoders)
+        self._answers = answers
+        self._batchable = batchable
+        self._index = {boundary.name: i for i, boundary in enumerate(self._boundaries)}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle."""
+        return self._digest
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The option table."""
+        return self._options
+
+    def lane(self, option: int) -> Lane:
+        """The lane of a remote option."""
+        cut = self._options[option].cut or ""
+        return Lane(self._digest, cut, self._encoders[cut].id)
+
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The flat tensors of the model's output."""
+        return self._answers.specs
+
+    def open(self, inputs: Any) -> SegmentFlow:
+        """Check a caller's input and begin a flow.
+
+        Raises:
+            CodecError: number, dtype or shape do not fit the model.
+        """
+        tensors = self._inputs.flatten(inputs)
+        rows = rows_of(self._boundaries[0].specs, tensors, "the model's input")
+        if rows < 1 or (rows > 1 and not self._batchable):
+            most = "any number of rows from 1" if self._batchable else "exactly 1 row"
+            raise CodecError(f"the model takes {most} at a time, got {rows}")
+        return SegmentFlow(tensors, rows, {0: tensors})
+
+    def run(self, flow: SegmentFlow, stage: Stage) -> Outcome:
+        """Compute one stage; head segments already run for this flow are not run again."""
+        with torch.inference_mode():
+            if stage.kind is StageKind.LOCAL:
+                return self._run_local(flow)
+            if stage.kind is StageKind.EXIT:
+                return self._run_exit(flow, self._exits[stage.number])
+            return self._run_encode(flow, self._options[stage.number])
+
+    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
+        """The cloud's flat tensors as the model's output, with confidence."""
+        return self._answers.whole(tensors)
+
+    def _run_local(self, flow: SegmentFlow) -> Outcome:
+        if self._local is None:
+            raise CodecError("this bundle has no local model")
+        start = time.perf_counter()
+        tensors = self._local.segment(*flow.inputs)
+        output, confidence = self._answers_of(self._local.scale, tensors)
+        return Outcome(time.perf_counter() - start, confidence=confidence, output=output)
+
+    def _answers_of(self, scale: Scale, tensors: Tensors) -> tuple[Any, float]:
+        if self._answers.logits is None:
+            return self._answers.structure.unflatten(tensors), math.nan
+        confidence = float(scale(tensors[self._answers.logits]).amin())
+        return self._answers.structure.unflatten(tensors), confidence
+
+    def _run_exit(self, flow: SegmentFlow, head: ExitHead) -> Outcome:
+        start = time.perf_counter()
+        (logits,) = head.segment(*self._advance(flow, head.boundary))
+        confidence = float(head.scale(logits).amin())
+        seconds = time.perf_counter() - start
+        return Outcome(seconds, confidence=confidence, output=self._answers.partial(logits))
+
+    def _run_encode(self, flow: SegmentFlow, option: Option) -> Outcome:
+        if option.route not in (Route.SPLIT, Route.CLOUD):
+            raise CodecError(f"option '{option.name}' sends nothing")
+        cut = option.cut or ""
+        start = time.perf_counter()
+        tensors = self._advance(flow, self._index[cut])
+        middle = time.perf_counter()
+        payload = self._encoders[cut].encode(tensors, option.level)
+        return Outcome(middle - start, time.perf_counter() - middle, payload=payload)
+
+    def _advance(self, flow: SegmentFlow, boundary: int) -> Tensors:
+        """The tensors at a boundary, running the segments that are still missing."""
+        if boundary in flow.reached:
+            return flow.reached[boundary]
+        at = max(i for i in flow.reached if i < boundary)
+        tensors = flow.reached[at]
+        for i in range(at, boundary):
+            tensors = tuple(self._segments[i](*tensors))
+            flow.reached[i + 1] = tensors
+        return tensors
+
+
+class CloudSegments:
+    """The cloud's half (`parts.CloudModel`). One thread at a time.
+
+    Args:
+        digest: of the bundle.
+        boundaries: all of the model's.
+        segments: by the boundary they start from, up to the output; a missing one is never needed.
+        decoders: codec by cut name, "" for the input codec.
+        output_specs: flat tensors of the model's output.
+        batchable: whether rows of several requests may run as one batch.
+    """
+
+    def __init__(
+        self,
+        digest: str,
+        boundaries: Sequence[Boundary],
+        segments: Mapping[int, Segment],
+        decoders: Mapping[str, Codec],
+        output_specs: Sequence[TensorSpec],
+        batchable: bool,
+    ) -> None:
+        self._digest = digest
+        self._index = {boundary.name: i for i, boundary in enumerate(boundaries)}
+        self._last = len(boundaries)
+        self._segments = dict(segments)
+        self._output_specs = tuple(output_specs)
+        self._batchable = batchable
+        self._decoders = {Lane(digest, cut, codec.id): codec for cut, codec in decoders.items()}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle."""
+        return self._digest
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """One lane a cut (and one for the model's input)."""
+        return tuple(self._decoders)
+
+    @property
+    def batchable(self) -> bool:
+        """Whether rows of several requests may run as one batch."""
+        return self._batchable
+
+    def cut_specs(self, lane: Lane) -> tuple[TensorSpec, ...]:
+        """What the lane's decoder gives."""
+        return self._decoder(lane).give_specs
+
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The flat tensors `tail` gives."""
+        return self._output_specs
+
+    def max_bytes(self, lane: Lane, level: int, rows: int) -> int:
+        """The most bytes a payload may have."""
+        return self._decoder(lane).max_bytes(level, rows)
+
+    def decode(self, lane: Lane, data: memoryview, max_rows: int) -> Tensors:
+        """Decode one request's payload."""
+        return self._decoder(lane).decode(data, max_rows=max_rows)
+
+    def tail(self, lane: Lane, tensors: Tensors) -> Tensors:
+        """Run the segments from the lane's cut to the output."""
+        with torch.inference_mode():
+            for i in range(self._index[lane.cut], self._last):
+                tensors = tuple(self._segments[i](*tensors))
+            return tuple(tensor.cpu().contiguous() for tensor in tensors)
+
+    def _decoder(self, lane: Lane) -> Codec:
+        codec = self._decoders.get(lane)
+        if codec is None:
+            raise CodecError(f"no lane for cut '{lane.cut}' with codec {lane.codec} in this bundle")
+        return codec
