@@ -1,0 +1,243 @@
+"""The command line: one verb, one function. Verbs outside the core register as `splitedge.commands`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from splitedge import registry
+from splitedge.errors import ConfigError, SplitedgeError
+
+app = typer.Typer(
+    help="Edge-cloud inference: cut a model, serve its tail, decide per request where to compute.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+keys_app = typer.Typer(help="CURVE keys: who may connect to whom.", no_args_is_help=True)
+records_app = typer.Typer(help="Read what an edge recorded: one row a request.", no_args_is_help=True)
+bundle_app = typer.Typer(help="Look into a bundle and check it.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(records_app, name="records")
+app.add_typer(bundle_app, name="bundle")
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings file (TOML); default: ./splitedge.toml if present.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from splitedge import __version__
+
+        out.print(f"splitedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to stderr.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+@app.command()
+def serve(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Bundle directories, as `Deployment.save` writes them.")
+    ],
+    listen: Annotated[str | None, typer.Option(help="Where edges connect, e.g. tcp://0.0.0.0:7070.")] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Key directory (`splitedge keys new`); required to listen off loopback."),
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(help="host:port for health and /metrics; loopback only by default.")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Serve the tails of one or more bundles to edges. Stops gracefully on SIGTERM and Ctrl-C.
+
+    [bold]Example[/bold]: splitedge keys new --dir keys cloud; splitedge serve my-bundle --keys keys
+    """
+    from splitedge.bundle import load_cloud
+    from splitedge.cloud.server import serve as run_server
+    from splitedge.config import load_settings
+
+    settings = load_settings(config, {"cloud": {"listen": listen, "keys": keys, "http": http}})
+    models = [load_cloud(path) for path in bundles]
+
+    def ready(endpoint: str) -> None:
+        names = ", ".join(str(path) for path in bundles)
+        err.print(f"serving {names} on {endpoint}; health and metrics on http://{settings.cloud.http}")
+
+    _run(run_server(models, settings.cloud, ready=ready))
+
+
+@app.command()
+def edge(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory, as `Deployment.save` writes it.")],
+    cloud: Annotated[
+        str | None, typer.Option(help="The cloud to use, e.g. tcp://cloud.example:7070.")
+    ] = None,
+    http: Annotated[str | None, typer.Option(help="host:port of the local API and dashboard.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="This device's key directory.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy by name, e.g. deadline, latency, confidence:0.95, static:exit.")
+    ] = None,
+    records: Annotated[Path | None, typer.Option(help="Append one row a request to this file.")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Run the edge's half of a bundle as a daemon with an Open Inference Protocol v2 API.
+
+    [bold]Example[/bold]: splitedge edge my-bundle --cloud tcp://10.0.0.1:7070 --keys keys
+    then open http://127.0.0.1:8080/ or POST to /v2/models/NAME/infer
+    """
+    from splitedge.config import load_settings
+    from splitedge.service import run_edge_daemon
+
+    settings = load_settings(
+        config,
+        {"edge": {"cloud": cloud, "http": http, "keys": keys, "policy": policy, "records": records}},
+    )
+
+    def ready(address: str) -> None:
+        err.print(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")
+
+    _run(run_edge_daemon(bundle, settings, ready))
+
+
+@app.command()
+def explain(
+    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
+    plot: Annotated[Path | None, typer.Option(help="Also draw it to this PNG.")] = None,
+) -> None:
+    """Show a bundle's cuts, what crosses them, and which route wins at which bandwidth."""
+    import splitedge
+
+    with splitedge.load(bundle, side="both") as deployment:
+        deployment.explain(plot=plot)
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Name of this machine, e.g. cloud or camera-3.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Key directory to create or add to.")] = Path(
+        "keys"
+    ),
+) -> None:
+    """Make a key pair. The private half never leaves this machine; give the .key file to the peer."""
+    from splitedge.keys import new_keys
+
+    public = new_keys(directory, name)
+    err.print(f"wrote {public} (public: give it to the peer) and the private key beside it")
+    err.print(f"on the peer: splitedge keys trust {public.name}")
+
+
+@keys_app.command("trust")
+def keys_trust(
+    public_key: Annotated[str, typer.Argument(help="The peer's public key file, or the key itself.")],
+    name: Annotated[str | None, typer.Option(help="What to call the peer; default: its file's name.")] = None,
+    directory: Annotated[Path, typer.Option("--dir", help="This machine's key directory.")] = Path("keys"),
+) -> None:
+    """Trust a peer's public key. A running server sees the change at once."""
+    from splitedge.keys import trust
+
+    path = trust(directory, public_key, name)
+    err.print(f"trusted: {path}")
+
+
+@records_app.command("summary")
+def records_summary(
+    path: Annotated[Path, typer.Argument(help="A file of records (.jsonl or .npz).")], as_json: Json = False
+) -> None:
+    """Requests, latency, deadlines met, bytes, joules and routes of a run."""
+    from splitedge.records import format_summary, read_records
+
+    summary = read_records(path).summary()
+    if as_json:
+        print(json.dumps(asdict(summary)))  # noqa: T201 - the machine-readable result
+    else:
+        out.print(format_summary(summary))
+
+
+@records_app.command("convert")
+def records_convert(
+    path: Annotated[Path, typer.Argument(help="A file of records (.jsonl or .npz).")],
+    to: Annotated[Path, typer.Argument(help="Where to write: .csv or .jsonl.")],
+) -> None:
+    """Write records as CSV or JSON lines."""
+    from splitedge.records import read_records
+
+    table = read_records(path)
+    if to.suffix == ".csv":
+        table.to_csv(to)
+    elif to.suffix == ".jsonl":
+        table.to_jsonl(to)
+    else:
+        raise ConfigError(f"cannot write records as '{to.suffix}'; name a .csv or .jsonl file")
+
+
+@bundle_app.command("check")
+def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory.")]) -> None:
+    """Verify every file of a bundle against its digest."""
+    from splitedge.bundle import verify
+
+    manifest = verify(bundle)
+    err.print(f"{bundle}: every file is as it was saved; digest {manifest.digest}")
+
+
+@app.command()
+def plugins(as_json: Json = False) -> None:
+    """List the codecs, policies and commands that are installed."""
+    groups = {kind: registry.names(f"splitedge.{kind}") for kind in ("codecs", "policies", "commands")}
+    if as_json:
+        print(json.dumps(groups))  # noqa: T201 - the machine-readable result
+        return
+    for kind, names in groups.items():
+        out.print(f"{kind}: {', '.join(names)}")
+
+
+def _run(job: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(job)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _mount_plugins() -> None:
+    for name in registry.names("splitedge.commands"):
+        command = registry.lookup("splitedge.commands", name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+
+
+def main() -> None:
+    """Entry point: run a verb; a SplitedgeError ends as one line on stderr and exit status 1."""
+    try:
+        _mount_plugins()
+        app()
+    except SplitedgeError as error:
+        err.print(f"[bold red]error[/bold red] ({type(error).__name__}): ", end="")
+        err.print(str(error), markup=False, highlight=False)
+        sys.exit(1)

@@ -1,0 +1,121 @@
+"""Settings from one TOML file, `SPLITEDGE_*` variables and the command line, in rising precedence.
+
+The file has a table for each room (`[edge]`, `[cloud]`, `[engine]`); a variable is
+`SPLITEDGE_SECTION__KEY`. Unknown keys are refused with the nearest name, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from splitedge.cloud.settings import ServerSettings
+from splitedge.edge.settings import EdgeSettings
+from splitedge.engine import EngineSettings
+from splitedge.errors import ConfigError
+
+DEFAULT_FILE = Path("splitedge.toml")
+PREFIX = "SPLITEDGE_"
+MAX_FILE_BYTES = 1 << 20
+
+
+class Settings(BaseSettings):
+    """All settings: one section a room."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid")
+
+    edge: EdgeSettings = Field(default_factory=EdgeSettings)
+    cloud: ServerSettings = Field(default_factory=ServerSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` merged; it reads file and variables itself to name them in errors."""
+        return (init_settings,)
+
+
+def load_settings(
+    file: Path | str | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> Settings:
+    """Read and check all settings.
+
+    Args:
+        file: a TOML file; None reads `splitedge.toml` of the working directory if there is one.
+        overrides: values by section and key, as from the command line; None values are skipped.
+
+    Raises:
+        ConfigError: a missing or unreadable file, an unknown key, a value of the wrong type.
+    """
+    path = Path(file) if file is not None else DEFAULT_FILE
+    from_file = _read(path) if file is not None or path.exists() else {}
+    _refuse_unknown(from_file, Settings, str(path))
+    variables = _variables()
+    _refuse_unknown(variables, Settings, "environment")
+    given = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in (overrides or {}).items()
+    }
+    merged = _merge(_merge(from_file, variables), given)
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"setting {where} = {first['input']!r}: {first['msg']}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it the right file?")
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _variables() -> dict[str, Any]:
+    for name in os.environ:
+        section = name.removeprefix(PREFIX).split("__")[0].lower()
+        if name.startswith(PREFIX) and "__" in name and section not in Settings.model_fields:
+            raise ConfigError(_unknown(section, Settings, f"variable {name}"))
+    return EnvSettingsSource(Settings)()
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, at: str = "") -> None:
+    for key, value in values.items():
+        if key not in model.model_fields:
+            raise ConfigError(_unknown(f"{at}{key}", model, source))
+        inner = model.model_fields[key].annotation
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            _refuse_unknown(value, inner, source, f"{at}{key}.")
+
+
+def _unknown(key: str, model: type[BaseModel], source: str) -> str:
+    near = difflib.get_close_matches(key.rpartition(".")[2], model.model_fields, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{source}: unknown setting '{key}'.{hint} There are: {', '.join(sorted(model.model_fields))}"
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`, table by table."""
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
