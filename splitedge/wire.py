@@ -1,17 +1,75 @@
 """Messages between edge and cloud and their frames; the only parser of network bytes.
 
-A message is one msgpack header of at most 64 KiB (an array that starts with protocol version and
-kind), then raw buffers. Bundle, cut and codec are agreed on once a session as numbered lanes (`Hello`,
-`Welcome`), so that a request costs about twenty bytes beside its payload.
+A message is one msgpack header of at most 64 KiB, then raw buffers. The header is one flat array that
+starts with protocol version and kind (nothing nests, so a hostile header can not be made to cost more
+memory than its own length); buffers under 2 KiB travel inside it, bigger ones as a frame of their own
+that is neither copied when sent nor when received. Bundle, cut and codec are agreed on once a session
+as numbered lanes (`Hello`, `Welcome`), so that a request costs about twenty bytes beside its payload.
+Numbers are little-endian. docs/wire.md lists every field.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import msgpack  # type: ignore[import-untyped]  # ships no types
 import torch
 
+from splitedge.errors import WireError
+
+if TYPE_CHECKING:
+    import zmq
+
 VERSION = 1
+MAX_HEADER = 64 * 1024
+INLINE = 2048  # a frame of its own costs about 40 bytes and 10 µs under CURVE
+MAX_FIELDS = 1024  # of the header's flat array
+
+U16, U32, U64 = 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
+
+#: Dtypes a reply may carry; the code on the wire is the index. Append only.
+DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this side takes from the network, all checked before memory is taken.
+
+    Attributes:
+        max_message: bytes of all frames of one message; at least 256 KiB, four times the header's cap.
+        max_tensors: tensors in one reply.
+        max_dims: dimensions of one tensor.
+        max_lanes: lanes in one hello.
+        max_text: UTF-8 bytes of one string.
+    """
+
+    max_message: int = 32 * 2**20
+    max_tensors: int = 64
+    max_dims: int = 8
+    max_lanes: int = 256
+    max_text: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.max_message < 4 * MAX_HEADER:
+            raise ValueError(f"max_message must be at least {4 * MAX_HEADER} bytes, got {self.max_message}")
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +166,331 @@ class Pong:
 
 
 Message = Hello | Welcome | Infer | Reply | Refuse | Cancel | Ping | Pong
+
+
+def framed_bytes(frames: Sequence[bytes | memoryview | zmq.Frame], *, encrypted: bool = True) -> int:
+    """Bytes these frames take on the connection: ZMTP 3.1 framing and, if `encrypted`, CURVE's part of it.
+
+    TCP and IP headers are not counted. A frame costs 1 byte of flags and 1 or 8 of length; CURVE wraps it
+    in 33 bytes more (RFC 26/CURVEZMQ: command name 8, nonce 8, MAC 16, flags 1).
+    """
+    total = 0
+    for frame in frames:
+        n = _view(frame).nbytes + (33 if encrypted else 0)
+        total += n + (2 if n <= 255 else 9)
+    return total
+
+
+def _view(frame: bytes | memoryview | zmq.Frame) -> memoryview:
+    return memoryview(frame)  # type: ignore[arg-type]  # a zmq.Frame is a buffer, its stub does not say so
+
+
+# Packing ------------------------------------------------------------------------------------------
+
+
+def pack(message: Message) -> list[bytes | memoryview]:
+    """The frames of a message. Buffers of 2 KiB and more are passed on without a copy.
+
+    Raises:
+        WireError: the message can not be sent (a header over 64 KiB, a tensor of a dtype without a code).
+    """
+    kind, write = _WRITERS[type(message)]
+    frames: list[bytes | memoryview] = [b""]
+    fields: list[Any] = [VERSION, kind]
+    write(message, fields, frames)
+    try:
+        header: bytes = msgpack.packb(fields)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise WireError(f"{type(message).__name__} can not be sent: {error}") from None
+    if len(header) > MAX_HEADER or len(fields) > MAX_FIELDS:
+        raise WireError(
+            f"{type(message).__name__} needs a header of {len(header)} bytes and {len(fields)} fields; "
+            f"at most {MAX_HEADER} and {MAX_FIELDS} can be sent"
+        )
+    frames[0] = header
+    return frames
+
+
+def _put(data: bytes | memoryview, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    """A small buffer goes into the header as bin, a big one into a frame with its length in the header."""
+    size = len(data) if isinstance(data, bytes) else data.nbytes
+    if size < INLINE:
+        fields.append(data if isinstance(data, bytes) else bytes(data))
+    else:
+        fields.append(size)
+        frames.append(data)
+
+
+def _write_hello(m: Hello, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields.append(m.session)
+    for lane in m.lanes:
+        fields += (lane.bundle, lane.cut, lane.codec)
+
+
+def _write_welcome(m: Welcome, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.epoch, m.reason, m.max_message, *m.lanes)
+
+
+def _write_infer(m: Infer, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.request, m.attempt, m.lane, m.rows, m.deadline_ms)
+    _put(m.payload, fields, frames)
+
+
+def _write_reply(m: Reply, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.request, m.attempt, m.received_ns, m.sent_ns, m.queue_ns, m.decode_ns, m.tail_ns)
+    for tensor in m.tensors:
+        code = _CODES.get(tensor.dtype)
+        if code is None or tensor.numel() == 0:
+            raise WireError(f"a reply can not carry {tensor.dtype} of shape {tuple(tensor.shape)}")
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        fields += (code, tensor.dim(), *tensor.shape)
+        _put(flat.numpy().data, fields, frames)
+
+
+def _write_refuse(m: Refuse, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.request, m.attempt, m.kind, m.message, m.retry_after_ms)
+
+
+def _write_cancel(m: Cancel, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields.append(m.request)
+
+
+def _write_ping(m: Ping, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields.append(m.token)
+
+
+def _write_pong(m: Pong, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.token, m.received_ns, m.sent_ns)
+
+
+_WRITERS: dict[type, tuple[int, Callable[[Any, list[Any], list[bytes | memoryview]], None]]] = {
+    Hello: (0, _write_hello),
+    Welcome: (1, _write_welcome),
+    Infer: (2, _write_infer),
+    Reply: (3, _write_reply),
+    Refuse: (4, _write_refuse),
+    Cancel: (5, _write_cancel),
+    Ping: (6, _write_ping),
+    Pong: (7, _write_pong),
+}
+
+
+# Unpacking ----------------------------------------------------------------------------------------
+
+
+def unpack(frames: Sequence[bytes | memoryview | zmq.Frame], limits: Limits = DEFAULT_LIMITS) -> Message:
+    """The message of these frames. Big payloads and tensors share memory with their frame.
+
+    Raises:
+        WireError: they are no message of this protocol version, or pass a limit. Nothing else is raised,
+            and no more than twice `limits.max_message` bytes are taken, whatever the frames hold.
+    """
+    if not 1 <= len(frames) <= 1 + limits.max_tensors:
+        raise WireError(f"a message has 1 to {1 + limits.max_tensors} frames, got {len(frames)}")
+    views = [_view(frame) for frame in frames]
+    total = sum(view.nbytes for view in views)
+    if total > limits.max_message:
+        raise WireError(f"message of {total} bytes; this side takes {limits.max_message}")
+    fields = _Fields(_parse(views[0]), views, limits)
+    version = fields.uint("version", 0xFF)
+    if version != VERSION:
+        raise WireError(
+            f"peer speaks protocol version {version}, this side {VERSION}; "
+            "install the same splitedge on both sides"
+        )
+    kind = fields.uint("kind", 0xFF)
+    if kind >= len(_READERS):
+        raise WireError(f"unknown kind of message {kind}; this version knows 0 to {len(_READERS) - 1}")
+    message = _READERS[kind](fields)
+    fields.end()
+    return message
+
+
+def _parse(header: memoryview) -> list[Any]:
+    """The header's flat array.
+
+    msgpack calls the hook when a list is complete, inner ones first: the second call can only mean that
+    something nests, and is refused before more is built.
+    """
+    if header.nbytes > MAX_HEADER:
+        raise WireError(f"header of {header.nbytes} bytes; at most {MAX_HEADER}")
+    lists = 0
+
+    def flat(items: list[Any]) -> list[Any]:
+        nonlocal lists
+        lists += 1
+        if lists > 1:
+            raise WireError("header is not a flat array")
+        return items
+
+    try:
+        fields = msgpack.unpackb(
+            header, list_hook=flat, max_array_len=MAX_FIELDS, max_map_len=0, max_ext_len=0
+        )
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise WireError(f"header is not msgpack: {type(error).__name__}") from None
+    if type(fields) is not list:
+        raise WireError("header is not an array")
+    return fields
+
+
+class _Fields:
+    """Reads a header's fields in order; every one is typed and bounded."""
+
+    __slots__ = ("_at", "_fields", "_frame", "_views", "limits")
+
+    def __init__(self, fields: list[Any], views: list[memoryview], limits: Limits) -> None:
+        self._fields = fields
+        self._views = views
+        self._at = 0
+        self._frame = 1
+        self.limits = limits
+
+    def left(self) -> int:
+        return len(self._fields) - self._at
+
+    def _next(self, name: str) -> Any:
+        at = self._at
+        if at >= len(self._fields):
+            raise WireError(f"header ends before '{name}'")
+        self._at = at + 1
+        return self._fields[at]
+
+    def uint(self, name: str, most: int, least: int = 0) -> int:
+        value = self._next(name)
+        if type(value) is not int or not least <= value <= most:
+            raise WireError(f"'{name}' must be an integer from {least} to {most}, got {_show(value)}")
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._next(name)
+        if type(value) is not str or len(value) > self.limits.max_text:
+            raise WireError(f"'{name}' must be a string of at most {self.limits.max_text} characters")
+        return value
+
+    def token(self, name: str, size: int) -> bytes:
+        value = self._next(name)
+        if type(value) is not bytes or len(value) != size:
+            raise WireError(f"'{name}' must be {size} bytes, got {_show(value)}")
+        return value
+
+    def buffer(self, name: str) -> memoryview:
+        """A buffer from the header or, where the header has its length, from the next frame."""
+        value = self._next(name)
+        if type(value) is bytes:
+            return memoryview(value)
+        if type(value) is not int:
+            raise WireError(f"'{name}' must be bytes or the length of a frame, got {_show(value)}")
+        if self._frame >= len(self._views):
+            raise WireError(f"'{name}' needs a frame of {value} bytes, there is none")
+        view = self._views[self._frame]
+        self._frame += 1
+        if view.nbytes != value:
+            raise WireError(f"'{name}' declares {value} bytes, its frame has {view.nbytes}")
+        return view
+
+    def end(self) -> None:
+        if self.left() or self._frame != len(self._views):
+            frames = len(self._views) - self._frame
+            raise WireError(f"{self.left()} fields and {frames} frames too many in the message")
+
+
+def _show(value: object) -> str:
+    """A value from the network in an error message: its type, and never more than a few digits of it."""
+    if type(value) is int:
+        return str(value)
+    size = f" of {len(value)}" if isinstance(value, bytes | str | list) else ""
+    return f"{type(value).__name__}{size}"
+
+
+def _read_hello(f: _Fields) -> Hello:
+    session = f.token("session", 8)
+    count, odd = divmod(f.left(), 3)
+    if odd or count > f.limits.max_lanes:
+        raise WireError(
+            f"a hello names at most {f.limits.max_lanes} lanes of 3 fields, got {f.left()} fields"
+        )
+    lanes = tuple(Lane(f.text("bundle"), f.text("cut"), f.text("codec")) for _ in range(count))
+    return Hello(session, lanes)
+
+
+def _read_welcome(f: _Fields) -> Welcome:
+    epoch, reason, most = f.token("epoch", 8), f.text("reason"), f.uint("max_message", U64)
+    if f.left() > f.limits.max_lanes:
+        raise WireError(f"a welcome numbers at most {f.limits.max_lanes} lanes, got {f.left()}")
+    return Welcome(epoch, tuple(f.uint("lane", U16, -1) for _ in range(f.left())), reason, most)
+
+
+def _read_infer(f: _Fields) -> Infer:
+    return Infer(
+        f.uint("request", U64),
+        f.uint("attempt", U16),
+        f.uint("lane", U16),
+        f.uint("rows", U16, 1),
+        f.uint("deadline_ms", U32),
+        f.buffer("payload"),
+    )
+
+
+def _read_reply(f: _Fields) -> Reply:
+    request, attempt = f.uint("request", U64), f.uint("attempt", U16)
+    received, sent = f.uint("received_ns", U64), f.uint("sent_ns", U64)
+    queue, decode, tail = f.uint("queue_ns", U64), f.uint("decode_ns", U64), f.uint("tail_ns", U64)
+    return Reply(request, attempt, received, sent, queue, decode, tail, tuple(_tensors(f)))
+
+
+def _tensors(f: _Fields) -> Iterator[torch.Tensor]:
+    count = 0
+    while f.left():
+        count += 1
+        if count > f.limits.max_tensors:
+            raise WireError(f"a reply carries at most {f.limits.max_tensors} tensors")
+        dtype = DTYPES[f.uint("dtype", len(DTYPES) - 1)]
+        dims = f.uint("dims", f.limits.max_dims)
+        shape = [f.uint("dim", U64, 1) for _ in range(dims)]
+        yield _tensor(f.buffer("tensor"), dtype, shape)
+
+
+def _tensor(data: memoryview, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
+    """A tensor over `data`; copied only where the buffer is read-only or not aligned."""
+    size = math.prod(shape) * dtype.itemsize
+    if size != data.nbytes:
+        raise WireError(f"a tensor of {dtype} and shape {shape} has {size} bytes, got {data.nbytes}")
+    if data.readonly:
+        return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
+    tensor = torch.frombuffer(data, dtype=dtype).view(shape)
+    return tensor if tensor.data_ptr() % dtype.itemsize == 0 else tensor.clone()
+
+
+def _read_refuse(f: _Fields) -> Refuse:
+    return Refuse(
+        f.uint("request", U64),
+        f.uint("attempt", U16),
+        f.text("kind"),
+        f.text("message"),
+        f.uint("retry_after_ms", U32),
+    )
+
+
+def _read_cancel(f: _Fields) -> Cancel:
+    return Cancel(f.uint("request", U64))
+
+
+def _read_ping(f: _Fields) -> Ping:
+    return Ping(f.uint("token", U64))
+
+
+def _read_pong(f: _Fields) -> Pong:
+    return Pong(f.uint("token", U64), f.uint("received_ns", U64), f.uint("sent_ns", U64))
+
+
+_READERS: tuple[Callable[[_Fields], Message], ...] = (
+    _read_hello,
+    _read_welcome,
+    _read_infer,
+    _read_reply,
+    _read_refuse,
+    _read_cancel,
+    _read_ping,
+    _read_pong,
+)
