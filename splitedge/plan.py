@@ -1,0 +1,125 @@
+"""A plan: how one model is divided between edge and cloud, with everything the two halves are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from splitedge.codec import Codec, load_codec
+from splitedge.policy import Option
+from splitedge.segments import (
+    Answers,
+    Boundary,
+    CloudSegments,
+    EdgeSegments,
+    ExitHead,
+    Local,
+    Segment,
+    Structure,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CutRow:
+    """What `explain` shows of one cut. Bytes and seconds of one row.
+
+    Attributes:
+        name: of the cut.
+        tensors: what crosses, readable.
+        raw_bytes: uncompressed.
+        coded_bytes: mean framed bytes at the codec's highest level.
+        head_flops, tail_flops: floating-point operations on both sides.
+        head_s, tail_s: median compute seconds of both sides on the device that made the plan.
+        head_params, tail_params: numbers of weights on both sides.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    raw_bytes: int
+    coded_bytes: float
+    head_flops: float
+    tail_flops: float
+    head_s: float
+    tail_s: float
+    head_params: int
+    tail_params: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything a deployment consists of, not yet bound to a bundle's digest.
+
+    A plan read from one half of a bundle lacks what the other half holds.
+
+    Attributes:
+        inputs: structure of the model's input.
+        answers: how outputs are put together.
+        boundaries: from the model's input on, in topological order.
+        segments: by the boundary they start from.
+        cuts: boundaries where requests may be sent to the cloud; 0 is the input (route CLOUD).
+        codecs: by boundary, for every one of `cuts`.
+        exits: by number.
+        local: the local model.
+        batchable: whether the programs take batches of any size.
+        options: the option table.
+        policy: name the engine's policy is made from.
+        table: one row a cut, for people.
+        notes: what a user should know about the plan (a default that could not be used, say).
+    """
+
+    inputs: Structure
+    answers: Answers
+    boundaries: tuple[Boundary, ...]
+    segments: Mapping[int, Segment]
+    cuts: tuple[int, ...]
+    codecs: Mapping[int, Codec]
+    exits: tuple[ExitHead, ...] = ()
+    local: Local | None = None
+    batchable: bool = True
+    options: tuple[Option, ...] = ()
+    policy: str = "deadline"
+    table: tuple[CutRow, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def edge(self, digest: str) -> EdgeSegments:
+        """The edge's half."""
+        last = max(self.cuts)
+        return EdgeSegments(
+            digest,
+            self.options,
+            self.inputs,
+            self.boundaries[: last + 1],
+            [self.segments[i] for i in range(last)],
+            self.exits,
+            self.local,
+            {self.boundaries[i].name: self.codecs[i] for i in self.cuts},
+            self.answers,
+            self.batchable,
+        )
+
+    def cloud(self, digest: str) -> CloudSegments:
+        """The cloud's half, with codec objects of its own: a codec serves one thread at a time."""
+        first = min(self.cuts)
+        return CloudSegments(
+            digest,
+            self.boundaries,
+            {i: self.segments[i] for i in range(first, len(self.boundaries))},
+            {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
+            self.answers.specs,
+            self.mergeable,
+        )
+
+    def boundaries_by_name(self) -> dict[str, int]:
+        """Index of every boundary by its name."""
+        return {boundary.name: i for i, boundary in enumerate(self.boundaries)}
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether rows of several requests may be one batch: every tensor sent grows with the batch."""
+        crossing = [spec for i in self.cuts for spec in self.boundaries[i].specs]
+        return self.batchable and all(spec.batch_dim is not None for spec in (*crossing, *self.answers.specs))
+
+
+def twin(codec: Codec) -> Codec:
+    """Another codec object of the same state, and so of the same id."""
+    return load_codec(codec.name, codec.state(), codec.read_specs, codec.give_specs)

@@ -1,0 +1,159 @@
+"""The option table, and the cuts that are worth having.
+
+Nothing here is a model of a device except two stated ratios of speed: seconds and bytes are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from splitedge.codec import Codec
+from splitedge.costs import Costs, Floats
+from splitedge.plan import Plan
+from splitedge.policy import Option, Route
+
+#: Uplinks a set of cuts is chosen for, bits/s.
+GOODPUTS = (0.5e6, 1e6, 2e6, 5e6, 10e6, 20e6, 50e6)
+#: What the search for cuts takes a cloud to compute faster than the device by, where nobody says.
+ASSUMED_CLOUD_SPEED = 8.0
+#: A cut whose tail has less than this share of the model's work is no split: the device did it all.
+LEAST_TAIL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A cut with what it costs: edge and cloud seconds (as measured on this device) and framed bytes."""
+
+    edge_s: float
+    cloud_s: float
+    nbytes: float
+
+
+# The option table -------------------------------------------------------------------------------------
+
+
+def options_of(
+    plan: Plan, costs: Costs, *, edge_speed: float = 1.0, cloud_speed: float = 1.0
+) -> tuple[Option, ...]:
+    """The table every policy chooses from: local, exits, splits, then the whole model in the cloud.
+
+    Args:
+        plan: what there is.
+        costs: measured on this device.
+        edge_speed, cloud_speed: how many times faster than this device the real ones compute.
+
+    Accuracies are an assumed order (`accuracy_measured` is False) until `fit` measures them.
+    """
+    table: list[Option] = []
+    if plan.local is not None:
+        table.append(_edge(Option(Route.LOCAL), costs.local / edge_speed))
+    for number, head in enumerate(plan.exits):
+        seconds = costs.head(head.boundary) + costs.exits[number]
+        table.append(_edge(Option(Route.EXIT, exit=number), seconds / edge_speed))
+    for boundary in (*(cut for cut in plan.cuts if cut), *(cut for cut in plan.cuts if not cut)):
+        for level in range(len(plan.codecs[boundary].levels)):
+            table.append(_remote(plan, costs, boundary, level, edge_speed, cloud_speed))
+    return assume_accuracies(table, plan.codecs, plan.boundaries_by_name())
+
+
+def _remote(
+    plan: Plan, costs: Costs, boundary: int, level: int, edge_speed: float, cloud_speed: float
+) -> Option:
+    key = boundary, level
+    edge = (costs.head(boundary) + costs.encode[key]) / edge_speed
+    cloud = (costs.decode[key] + costs.tail(boundary)) / cloud_speed
+    option = Option(
+        Route.SPLIT if boundary else Route.CLOUD,
+        cut=plan.boundaries[boundary].name if boundary else None,
+        codec=plan.codecs[boundary].name,
+        level=level,
+        cloud_s=float(np.median(cloud)),
+        cloud_s_q95=float(np.quantile(cloud, 0.95)),
+        bytes_up=float(costs.nbytes[key].mean()),
+        bytes_up_q95=float(np.quantile(costs.nbytes[key], 0.95)),
+        bytes_down=costs.down,
+    )
+    return _edge(option, edge)
+
+
+def _edge(option: Option, seconds: Floats) -> Option:
+    return replace(option, edge_s=float(np.median(seconds)), edge_s_q95=float(np.quantile(seconds, 0.95)))
+
+
+def assume_accuracies(
+    table: Sequence[Option], codecs: Mapping[int, Codec], index: Mapping[str, int]
+) -> tuple[Option, ...]:
+    """An order of accuracy that holds for most models: local < exits by depth < lossy < finer < lossless.
+
+    Only the order means anything; the values are spread over 0.5 to 1 and marked as not measured.
+    """
+    exits = sum(option.route is Route.EXIT for option in table)
+
+    def assumed(option: Option) -> float:
+        if option.route is Route.LOCAL:
+            return 0.5
+        if option.route is Route.EXIT:
+            return 0.6 + 0.2 * ((option.exit or 0) + 1) / (exits + 1)
+        levels = len(codecs[index[option.cut or ""]].levels)
+        return 0.9 + 0.1 * (option.level + 1) / levels
+
+    return tuple(replace(option, accuracy=assumed(option), accuracy_measured=False) for option in table)
+
+
+# The choice of cuts -----------------------------------------------------------------------------------
+
+
+def pick_cuts(
+    candidates: Sequence[Candidate],
+    *,
+    cloud_speed: float = ASSUMED_CLOUD_SPEED,
+    goodputs: Sequence[float] = GOODPUTS,
+    most: int = 3,
+) -> list[int]:
+    """Indices of the few candidates that together are least slow over a range of uplinks.
+
+    Each uplink names its fastest candidate (edge seconds + transmission + cloud seconds, Neurosurgeon's
+    latency model); where more than `most` are named, those are kept that lose least when the others'
+    uplinks fall to them (greedy, from the best single one on).
+
+    Returns:
+        At least one index, ascending.
+    """
+    seconds = np.array(
+        [
+            [c.edge_s + 8 * c.nbytes / goodput + c.cloud_s / cloud_speed for c in candidates]
+            for goodput in goodputs
+        ]
+    )
+    named = sorted({int(i) for i in seconds.argmin(axis=1)})
+    chosen: list[int] = []
+    best = np.full(len(goodputs), np.inf)
+    while named and len(chosen) < most:
+        # Relative loss, so that the slow uplinks do not rule alone.
+        floor = seconds.min(axis=1)
+        loss = [float((np.minimum(best, seconds[:, i]) / floor).sum()) for i in named]
+        winner = named.pop(int(np.argmin(loss)))
+        chosen.append(winner)
+        best = np.minimum(best, seconds[:, winner])
+    return sorted(chosen)
+
+
+def shortlist(nbytes: Sequence[int], tail_share: Sequence[float], most: int = 12) -> list[int]:
+    """Cuts worth measuring, by raw bytes and by the share of the work behind them, in model order.
+
+    A later cut costs the device more, so it must send less than every cut before it. Cuts that leave
+    the cloud less than `LEAST_TAIL` of the work are dropped while others are left.
+    """
+    useful = [i for i, share in enumerate(tail_share) if share >= LEAST_TAIL] or list(range(len(nbytes)))
+    front: list[int] = []
+    least = float("inf")
+    for i in useful:
+        if nbytes[i] < least:
+            front.append(i)
+            least = nbytes[i]
+    if len(front) <= most:
+        return front
+    return [front[round(i)] for i in np.linspace(0, len(front) - 1, most)]
