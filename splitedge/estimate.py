@@ -1,0 +1,467 @@
+"""Link estimators: goodput, round-trip time and the cloud's queue, each with its uncertainty.
+
+The evidence comes from real transfers.
+
+Three estimators of one quantity stand behind one protocol: `Ewma`, `HarmonicMean` (the usual choice of
+throughput prediction since Jiang et al., "FESTIVE", CoNEXT 2012) and `SlidingQuantiles`. Each keeps the
+evidence; `LinkEstimator` decides what counts as evidence, how much, and how fast it is forgotten.
+
+**Start and age.** An estimate is the evidence blended with a stated prior, in the logarithm, with the
+weight `c = w / (w + prior_weight)`, where `w` is the weight of the evidence kept, halved for every
+`half_life_s` since the newest of it. So the prior rules at the start, evidence takes over within a few
+transfers, and without fresh evidence the interval widens back to the prior's. (That is wanted: a policy
+which stopped sending because the link was slow must come to doubt it some time later.)
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from typing import Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from splitedge.policy import Estimate
+
+_Z90 = 1.2816  # standard normal quantiles
+_Z95 = 1.6449
+
+
+class Prior(NamedTuple):
+    """What is believed before anything was measured."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class EstimatorSettings(BaseModel):
+    """How the link is estimated.
+
+    Attributes:
+        kind: `quantiles` (EWMA mean, low and high from a sliding window), `ewma` or `harmonic` (low and
+            high from a log-normal with the variance seen).
+        count: samples kept at most.
+        window_s: samples older than this, counted from the newest, are dropped.
+        alpha: weight of a new sample of full weight in an EWMA.
+        half_life_s: seconds without evidence after which its weight has halved.
+        prior_weight: weight of the prior, in samples.
+        noise_s: timing noise of one transfer: transmission times below it say only "at least as fast as".
+        small_bytes: a transfer of this size has half the weight of a long one.
+        goodput_bps, downlink_bps, rtt_s, queue_s: priors as (mean, low, high).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["quantiles", "ewma", "harmonic"] = "quantiles"
+    count: int = Field(32, ge=2, le=4096)
+    window_s: float = Field(20.0, gt=0, allow_inf_nan=False)
+    alpha: float = Field(0.25, gt=0, le=1)
+    half_life_s: float = Field(10.0, gt=0, allow_inf_nan=False)
+    prior_weight: float = Field(0.5, gt=0, allow_inf_nan=False)
+    noise_s: float = Field(0.001, gt=0, allow_inf_nan=False)
+    small_bytes: float = Field(4096.0, gt=0, allow_inf_nan=False)
+    goodput_bps: Prior = Prior(10e6, 2e6, 50e6)
+    downlink_bps: Prior = Prior(20e6, 4e6, 100e6)
+    rtt_s: Prior = Prior(0.05, 0.01, 0.15)
+    queue_s: Prior = Prior(0.002, 0.0001, 0.01)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EstimatorSettings:
+        for name in ("goodput_bps", "downlink_bps", "rtt_s", "queue_s"):
+            prior: Prior = getattr(self, name)
+            if not (0.0 < prior.low <= prior.mean <= prior.high < math.inf):
+                raise ValueError(
+                    f"{name} must be (mean, low, high) with 0 < low <= mean <= high, got {prior}"
+                )
+        return self
+
+
+class Estimator(Protocol):
+    """Keeps the evidence on one positive quantity."""
+
+    def observe(self, now: float, value: float, weight: float = 1.0) -> None:
+        """Take a sample at second `now`; `value` > 0, `weight` in (0, 1]."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Weight of the evidence kept, in samples; 0 when there is none."""
+        ...
+
+    @property
+    def newest(self) -> float:
+        """Second of the newest sample, -inf when there is none."""
+        ...
+
+    def summary(self) -> tuple[float, float, float]:
+        """Mean, low and high by the evidence alone. Only asked when there is some."""
+        ...
+
+
+def _log_normal(mean: float, variance: float, z: float) -> tuple[float, float, float]:
+    """Mean and the quantiles at -z, +z of the log-normal with this mean and variance; always positive."""
+    s2 = math.log1p(variance / (mean * mean))
+    s = math.sqrt(s2)
+    middle = mean * math.exp(-0.5 * s2)
+    return mean, min(mean, middle * math.exp(-z * s)), max(mean, middle * math.exp(z * s))
+
+
+class Ewma:
+    """Exponentially weighted mean and variance.
+
+    A sample of weight w counts as w samples: it moves the mean by `1 - (1 - alpha) ** w`.
+    """
+
+    __slots__ = ("_alpha", "_keep", "_mean", "_variance", "_z", "newest", "weight")
+
+    def __init__(self, alpha: float, z: float = _Z90) -> None:
+        self._keep = 1.0 - alpha
+        self._alpha = alpha
+        self._z = z
+        self._mean = 0.0
+        self._variance = 0.0
+        self.weight = 0.0
+        self.newest = -math.inf
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 before the first sample."""
+        return self._mean
+
+    def observe(self, now: float, value: float, weight: float = 1.0) -> None:
+        """Take a sample."""
+        if self.weight == 0.0:
+            self._mean = value
+        else:
+            # Never below the plain average: the first samples must not weigh more than later ones.
+            a = max(1.0 - self._keep**weight, weight / (self.weight + weight))
+            step = value - self._mean
+            self._mean += a * step
+            self._variance = (1.0 - a) * (self._variance + a * step * step)
+        self.weight = min(self.weight + weight, 1.0 / self._alpha)
+        self.newest = now
+
+    def summary(self) -> tuple[float, float, float]:
+        """Mean, low, high."""
+        return _log_normal(self._mean, self._variance, self._z)
+
+
+class HarmonicMean:
+    """Weighted harmonic mean of the last samples: robust to single fast transfers."""
+
+    __slots__ = ("_count", "_samples", "_window", "_z", "newest", "weight")
+
+    def __init__(self, count: int, window_s: float, z: float = _Z90) -> None:
+        self._samples: deque[tuple[float, float, float]] = deque()
+        self._count = count
+        self._window = window_s
+        self._z = z
+        self.weight = 0.0
+        self.newest = -math.inf
+
+    def observe(self, now: float, value: float, weight: float = 1.0) -> None:
+        """Take a sample."""
+        samples = self._samples
+        samples.append((now, value, weight))
+        while len(samples) > self._count or samples[0][0] < now - self._window:
+            samples.popleft()
+        self.weight = sum(w for _, _, w in samples)
+        self.newest = now
+
+    def summary(self) -> tuple[float, float, float]:
+        """Mean, low, high."""
+        mean = self.weight / sum(w / v for _, v, w in self._samples)
+        variance = sum(w * (v - mean) ** 2 for _, v, w in self._samples) / self.weight
+        return _log_normal(mean, variance, self._z)
+
+
+class SlidingQuantiles:
+    """EWMA mean, with weighted quantiles of the samples in a window bounded in count and in time."""
+
+    __slots__ = ("_count", "_mean", "_order", "_sorted", "_summary", "_tail", "_window", "newest", "weight")
+
+    def __init__(self, count: int, window_s: float, alpha: float, tail: float = 0.1) -> None:
+        self._sorted: list[tuple[float, float, float]] = []  # (value, weight, second)
+        self._order: deque[tuple[float, float, float]] = deque()
+        self._mean = Ewma(alpha)
+        self._count = count
+        self._window = window_s
+        self._tail = tail
+        self._summary: tuple[float, float, float] | None = None
+        self.weight = 0.0
+        self.newest = -math.inf
+
+    def observe(self, now: float, value: float, weight: float = 1.0) -> None:
+        """Take a sample."""
+        sample = (value, weight, now)
+        insort(self._sorted, sample)
+        order = self._order
+        order.append(sample)
+        self.weight += weight
+        while len(order) > self._count or order[0][2] < now - self._window:
+            old = order.popleft()
+            del self._sorted[bisect_left(self._sorted, old)]
+            self.weight -= old[1]
+        if len(order) == 1:
+            self.weight = weight  # sheds the rounding of a long run of sums
+        self._mean.observe(now, value, weight)
+        self.newest = now
+        self._summary = None
+
+    def summary(self) -> tuple[float, float, float]:
+        """Mean, low, high; low <= mean <= high also when the mean has run ahead of the window."""
+        if self._summary is None:
+            mean = self._mean.mean
+            share = self._tail * self.weight
+            low = _reach(self._sorted, share, 0, 1)
+            high = _reach(self._sorted, share, len(self._sorted) - 1, -1)
+            self._summary = (mean, min(low, mean), max(high, mean))
+        return self._summary
+
+
+def _reach(samples: list[tuple[float, float, float]], share: float, i: int, step: int) -> float:
+    """The value at which the weights summed from one end first reach `share`."""
+    total = samples[i][1]
+    while total < share and 0 <= i + step < len(samples):
+        i += step
+        total += samples[i][1]
+    return samples[i][0]
+
+
+def make_estimator(settings: EstimatorSettings, tail: float = 0.1) -> Estimator:
+    """The estimator `settings.kind` names, for low and high at the quantiles `tail` and 1 - `tail`."""
+    z = _Z90 if tail == 0.1 else _Z95
+    if settings.kind == "ewma":
+        return Ewma(settings.alpha, z)
+    if settings.kind == "harmonic":
+        return HarmonicMean(settings.count, settings.window_s, z)
+    return SlidingQuantiles(settings.count, settings.window_s, settings.alpha, tail)
+
+
+class _Quantity:
+    """One quantity with its prior, limits and memory."""
+
+    __slots__ = ("_cached", "_cached_at", "_evidence", "_half", "_max", "_min", "_prior", "_w0")
+
+    def __init__(
+        self, settings: EstimatorSettings, prior: Prior, limits: tuple[float, float], tail: float
+    ) -> None:
+        self._evidence = make_estimator(settings, tail)
+        self._prior = prior
+        self._min, self._max = limits
+        self._half = settings.half_life_s
+        self._w0 = settings.prior_weight
+        self._cached = Estimate(*prior)
+        self._cached_at = -math.inf
+
+    def observe(self, now: float, value: float, weight: float = 1.0) -> None:
+        if math.isfinite(value) and math.isfinite(now) and value >= 0.0:
+            self._evidence.observe(now, min(self._max, max(self._min, value)), weight)
+            self._cached_at = -math.inf
+
+    def estimate(self, now: float) -> Estimate:
+        if now == self._cached_at:
+            return self._cached
+        evidence = self._evidence
+        weight = evidence.weight
+        if weight <= 0.0:
+            return Estimate(*self._prior)
+        weight *= 0.5 ** min(1000.0, max(0.0, now - evidence.newest) / self._half)
+        trust = weight / (weight + self._w0)
+        mean, low, high = evidence.summary()
+        p_mean, p_low, p_high = self._prior
+        self._cached = Estimate(
+            p_mean * (mean / p_mean) ** trust,
+            p_low * (low / p_low) ** trust,
+            p_high * (high / p_high) ** trust,
+        )
+        self._cached_at = now
+        return self._cached
+
+
+class _WindowMin:
+    """Least value of the last one to two windows, in constant memory."""
+
+    __slots__ = ("_last", "_now", "_since", "_window")
+
+    def __init__(self, window_s: float) -> None:
+        self._window = window_s
+        self._since = -math.inf
+        self._last = self._now = math.inf
+
+    def observe(self, now: float, value: float) -> None:
+        if now - self._since > self._window:
+            self._last, self._now, self._since = self._now, math.inf, now
+        if value < self._now:
+            self._now = value
+
+    @property
+    def value(self) -> float:
+        return self._now if self._now < self._last else self._last
+
+
+_RATE = (1e3, 1e12)  # bits/s
+_SECONDS = (1e-6, 1e4)
+_MTU = 1500.0  # bytes: a message this short leaves in one packet
+_LEAST_WEIGHT = 0.05
+_BASE_WINDOW_S = 60.0
+
+
+class LinkEstimator:
+    """What is known about the link between this device and the cloud. Fed by the engine.
+
+    A transfer of n bytes takes `propagation + 8 n / goodput`, and queueing. So the least delay seen (half
+    the least ping of the last minute or two, or the least one-way delay of a one-packet message if that is
+    less) is taken off, and what remains is transmission time. A short message says almost nothing on
+    goodput: a sample weighs `n / (n + small_bytes)`, times `s**2 / (1 + s**2)` where s is the transmission
+    time over the timing noise (`noise_s`, or half the spread of the pings if that is more), and samples
+    below a weight of 0.05 are left out. Transmission times below `noise_s` and transfers still under way
+    (`observe_stall`) are bounds: they count only where they contradict the mean.
+
+    All methods take the shell's time `now` in seconds. Inputs that are not finite or negative are ignored.
+    """
+
+    __slots__ = ("_down", "_noise", "_one_way", "_queue", "_rtt", "_rtt_min", "_small", "_up", "settings")
+
+    def __init__(self, settings: EstimatorSettings | None = None) -> None:
+        self.settings = s = settings if settings is not None else EstimatorSettings()
+        self._up = _Quantity(s, s.goodput_bps, _RATE, 0.1)
+        self._down = _Quantity(s, s.downlink_bps, _RATE, 0.1)
+        self._rtt = _Quantity(s, s.rtt_s, _SECONDS, 0.05)
+        self._queue = _Quantity(s, s.queue_s, _SECONDS, 0.05)
+        self._rtt_min = _WindowMin(_BASE_WINDOW_S)
+        self._one_way = (_WindowMin(_BASE_WINDOW_S), _WindowMin(_BASE_WINDOW_S))
+        self._noise = s.noise_s
+        self._small = s.small_bytes
+
+    def observe_uplink(self, now: float, nbytes: float, seconds: float) -> None:
+        """A message of `nbytes` framed bytes took `seconds` one way to the cloud."""
+        self._transfer(self._up, 0, now, nbytes, seconds)
+
+    def observe_downlink(self, now: float, nbytes: float, seconds: float) -> None:
+        """A message of `nbytes` framed bytes took `seconds` one way from the cloud."""
+        self._transfer(self._down, 1, now, nbytes, seconds)
+
+    def observe_rtt(self, now: float, rtt_s: float) -> None:
+        """A ping of negligible size came back after `rtt_s` seconds."""
+        if math.isfinite(rtt_s) and rtt_s >= 0.0 and math.isfinite(now):
+            self._rtt.observe(now, rtt_s)
+            self._rtt_min.observe(now, rtt_s)
+            spread = self._rtt.estimate(now)
+            self._noise = max(self.settings.noise_s, 0.5 * (spread.high - spread.low))
+
+    def observe_queue(self, now: float, seconds: float) -> None:
+        """A request waited `seconds` in the cloud before its work began."""
+        self._queue.observe(now, seconds)
+
+    def observe_stall(self, now: float, nbytes: float, elapsed: float) -> None:
+        """A message of `nbytes` has been under way for `elapsed` seconds without an answer.
+
+        Goodput is then at most `8 nbytes / elapsed`: counted if that is below the mean.
+        """
+        if not (math.isfinite(elapsed) and math.isfinite(nbytes)) or elapsed <= self._noise or nbytes <= 0:
+            return
+        bound = 8.0 * nbytes / elapsed
+        if bound < self._up.estimate(now).mean:
+            self._up.observe(now, bound, 1.0)
+
+    def goodput(self, now: float) -> Estimate:
+        """Uplink, bits/s: mean, 10th and 90th percentile."""
+        return self._up.estimate(now)
+
+    def downlink(self, now: float) -> Estimate:
+        """Downlink, bits/s: mean, 10th and 90th percentile."""
+        return self._down.estimate(now)
+
+    def rtt(self, now: float) -> Estimate:
+        """Round-trip seconds without transmission time: mean, 5th and 95th percentile."""
+        return self._rtt.estimate(now)
+
+    def queue(self, now: float) -> Estimate:
+        """Seconds a request waits in the cloud: mean, 5th and 95th percentile."""
+        return self._queue.estimate(now)
+
+    def _transfer(self, quantity: _Quantity, way: int, now: float, nbytes: float, seconds: float) -> None:
+        if not (math.isfinite(seconds) and math.isfinite(nbytes) and math.isfinite(now)):
+            return
+        if seconds < 0.0 or nbytes <= 0.0:
+            return
+        least = self._one_way[way]
+        if nbytes <= _MTU:
+            least.observe(now, seconds)
+        base = min(0.5 * self._rtt_min.value, least.value)
+        transmission = seconds - base if base < seconds else 0.0
+        if base == math.inf:
+            transmission = seconds  # no delay known yet: the careful reading
+        floor = self.settings.noise_s
+        if transmission < floor:
+            bound = 8.0 * nbytes / floor
+            if bound > quantity.estimate(now).mean:
+                quantity.observe(now, bound, nbytes / (nbytes + self._small))
+            return
+        signal = transmission / self._noise
+        signal *= signal
+        weight = nbytes / (nbytes + self._small) * signal / (1.0 + signal)
+        if weight >= _LEAST_WEIGHT:
+            quantity.observe(now, 8.0 * nbytes / transmission, weight)
+
+
+class ClockOffset:
+    """Offset between the edge's and the cloud's monotonic clocks, from four time stamps of a round trip.
+
+    As NTP does it (RFC 5905, section 8): offset = ((received - sent) + (sent_back - received_back)) / 2,
+    wrong by at most half the round trip's delay. So the round trip of least delay is trusted, and its
+    bound grows by `drift` for every second of age until a fresher one is better.
+
+    **Limit.** A constant difference between the two directions' delays can not be seen from round trips:
+    half of it goes into the offset, and so from one direction's seconds to the other's. Their sum is exact.
+    """
+
+    __slots__ = ("_at", "_delay", "_drift", "_offset")
+
+    def __init__(self, drift: float = 100e-6) -> None:
+        self._drift = drift
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the cloud restarted, its clock is another."""
+        self._offset = 0.0
+        self._delay = math.inf
+        self._at = -math.inf
+
+    @property
+    def known(self) -> bool:
+        """Whether a round trip has been seen."""
+        return self._delay < math.inf
+
+    @property
+    def offset_s(self) -> float:
+        """Cloud's clock minus edge's clock, seconds; 0 before the first round trip."""
+        return self._offset
+
+    def error_s(self, now: float) -> float:
+        """Bound on the offset's error at `now` of the edge's clock; inf before the first round trip."""
+        return 0.5 * self._delay + self._drift * max(0.0, now - self._at) if self.known else math.inf
+
+    def observe(self, sent: float, received: float, sent_back: float, received_back: float) -> None:
+        """Take a round trip, in seconds: the first and last stamp by the edge's clock, the others by the
+        cloud's. Stamps that make no sense are ignored.
+        """
+        delay = (received_back - sent) - (sent_back - received)
+        offset = 0.5 * ((received - sent) + (sent_back - received_back))
+        if not (math.isfinite(delay) and math.isfinite(offset)) or delay < 0.0 or sent_back < received:
+            return
+        if 0.5 * delay <= self.error_s(received_back):
+            self._offset, self._delay, self._at = offset, delay, received_back
+
+    def one_way(
+        self, sent: float, received: float, sent_back: float, received_back: float
+    ) -> tuple[float, float]:
+        """Seconds up and down of a round trip; both >= 0, their sum the round trip's delay."""
+        delay = max(0.0, (received_back - sent) - max(0.0, sent_back - received))
+        if not self.known:
+            return 0.5 * delay, 0.5 * delay
+        up = min(delay, max(0.0, received - self._offset - sent))
+        return up, delay - up
