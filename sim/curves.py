@@ -138,9 +138,8 @@ class Opportunities:
         if t <= 0.0:
             return 0.0
         lap = math.ceil(t / self.period_s) - 1
-        return float(
-            PACKET_BITS * (lap * len(self._times) + bisect_left(self._times, t - lap * self.period_s))
-        )
+        passed = lap * len(self._times) + bisect_left(self._times, t - lap * self.period_s)
+        return float(PACKET_BITS * passed)
 
     def time_of(self, bits: float) -> float:
         """The first opportunity by which `bits` were offered."""
@@ -174,6 +173,6 @@ def steady(bps: float) -> Rates:
 def _bin_edges(period_s: float, bin_s: float) -> Floats:
     # A last bin of a sliver would give a meaningless rate: it joins the bin before it.
     count = max(1, math.ceil(period_s / bin_s - 0.01))
-    edges = np.arange(count + 1) * bin_s
+    edges = np.arange(count + 1, dtype=np.float64) * bin_s
     edges[-1] = period_s
     return edges

@@ -69,11 +69,8 @@ def write_csv(trace: Trace, path: str | Path, bin_s: float = BIN_S) -> None:
         TraceError: its parts do not share their times, or it has no capacity.
     """
     parts: list[tuple[str, Rates | Series, Floats]] = []
-    both = trace.up is trace.down
-    for name, curve in (
-        ("mbps" if both else "up_mbps", trace.up),
-        ("down_mbps", None if both else trace.down),
-    ):
+    up_name, down = ("mbps", None) if trace.up is trace.down else ("up_mbps", trace.down)
+    for name, curve in ((up_name, trace.up), ("down_mbps", down)):
         if curve is not None:
             rates = curve.binned(bin_s) if isinstance(curve, Opportunities) else curve
             parts.append((name, rates, rates.bps / 1e6))
@@ -202,7 +199,7 @@ def _wanted(path: Path, header: int, columns: list[str]) -> dict[str, tuple[int,
             raise TraceError(f"{path}:{header}: column '{name}' stands {columns.count(name)} times")
     if "mbps" in columns and ("up_mbps" in columns or "down_mbps" in columns):
         raise TraceError(
-            f"{path}:{header}: 'mbps' is for both ways; it can not stand beside up_mbps, down_mbps"
+            f"{path}:{header}: 'mbps' is for both ways; it can not stand beside up_ or down_mbps"
         )
     wanted: dict[str, tuple[int, Check]] = {"t_s": (columns.index("t_s"), _limited(MAX_TIME_S))}
     for name in _CAPACITY:

@@ -124,9 +124,8 @@ class Link:
 
     def rate_at(self, now: float) -> float:
         """Capacity in bits per second."""
-        return (
-            0.0 if now >= self.channel.ends_s else self.channel.capacity.rate_at(now + self.channel.start_s)
-        )
+        channel = self.channel
+        return 0.0 if now >= channel.ends_s else channel.capacity.rate_at(now + channel.start_s)
 
     def _offered(self, now: float) -> float:
         return self.channel.capacity.bits_by(min(now, self.channel.ends_s) + self.channel.start_s)

@@ -101,16 +101,15 @@ def lte_like(seconds: float, seed: int, parameters: LteLike | None = None) -> Tr
     streams = [np.random.default_rng([seed, part]) for part in range(4)]
     state = _coverage(count, p, streams[0])
     out = _outages(count, p, streams[1])
-    time_s = np.arange(count) * p.step_s
+    time_s = np.arange(count, dtype=np.float64) * p.step_s
     period_s = count * p.step_s
     share = np.array(p.coverage)[state]
     up, down = (
-        Rates(
-            time_s,
-            np.where(out, 0.0, 1e6 * mbps * share * np.exp(p.sigma * _fading(count, p, stream))),
-            period_s,
+        Rates(time_s, np.where(out, 0.0, 1e6 * mbps * share * np.exp(p.sigma * fading)), period_s)
+        for mbps, fading in (
+            (p.up_mbps, _fading(count, p, streams[2])),
+            (p.down_mbps, _fading(count, p, streams[3])),
         )
-        for mbps, stream in ((p.up_mbps, streams[2]), (p.down_mbps, streams[3]))
     )
     rtt = Series(time_s, p.rtt_s * (1.0 + state / 3.0), period_s)
     return Trace(f"lte_like(seconds={seconds:g}, seed={seed})", "synthetic", up, down, rtt)
@@ -127,10 +126,8 @@ def _coverage(count: int, p: LteLike, rng: np.random.Generator) -> np.ndarray[tu
         states[begin : begin + stay] = state
         begin += stay
         step = 1 if rng.random() < 0.5 else -1
-        # At either end there is one neighbour only.
-        state = (
-            min(max(state + step, 0), most) if 0 <= state + step <= most else min(max(state - step, 0), most)
-        )
+        # At either end there is one neighbour only; with one state there is none.
+        state = min(max(state + step if 0 <= state + step <= most else state - step, 0), most)
     return states
 
 

@@ -99,9 +99,8 @@ def _summary(time_s: Floats, value: Floats, period_s: float, samples: int) -> Su
     lengths = np.diff(time_s, append=period_s)
     order = np.argsort(value, kind="stable")
     shares = np.cumsum(lengths[order]) / period_s
-    p5, p50, p95 = (
-        float(value[order[min(np.searchsorted(shares, q), len(order) - 1)]]) for q in (0.05, 0.5, 0.95)
-    )
+    at = np.minimum(np.searchsorted(shares, np.array([0.05, 0.5, 0.95])), len(order) - 1)
+    p5, p50, p95 = value[order[at]].tolist()
     zero = value <= 0.0
     return Summary(
         samples=samples,
