@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +116,7 @@ def _refuse_foreign(target: Path) -> None:
         return
     if target.is_symlink() or not target.is_dir():
         raise BundleError(f"{target} is there and is not a directory; choose another name")
-    present = {entry.name for entry in os.scandir(target)}
+    present = {entry.name for entry in _entries(target)}
     if present and not ({MANIFEST, SEAL} <= present <= {MANIFEST, SEAL, *HALVES}):
         raise BundleError(f"{target} is not empty and is not a bundle; it is left as it is")
 
@@ -237,17 +238,25 @@ def _check_listing(root: Path, files: Mapping[str, dict[str, Any]], halves: tupl
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
     """Path and size of every file in the two halves; nothing but plain files in plain directories."""
-    for entry in os.scandir(root):
+    for entry in _entries(root):
         if entry.name in (MANIFEST, SEAL):
             continue
         if entry.name not in HALVES or not entry.is_dir(follow_symlinks=False):
             raise BundleError(f"{root}: '{entry.name}' does not belong in a bundle")
-        for file in os.scandir(entry.path):
+        for file in _entries(Path(entry.path)):
             name = f"{entry.name}/{file.name}"
             status = file.stat(follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError(f"{root}: '{name}' is not a plain file (links are not followed)")
             yield name, status.st_size
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        found = list(islice(entries, MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise BundleError(f"{directory} holds more than {MAX_FILES} files")
+    return found
 
 
 @contextmanager
