@@ -1,0 +1,66 @@
+"""The cloud server's settings, with units, defaults and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 2**20
+
+
+class ServerSettings(BaseModel):
+    """What an operator may turn on the cloud server. Unknown names are refused.
+
+    Attributes:
+        listen: where edges connect, `tcp://HOST:PORT`; port 0 takes any free one.
+        keys: key directory; needed to listen off loopback. None is plain text, on loopback only.
+        key_name: which key pair of `keys` is the server's; None where it holds one.
+        http: host:port of health and metrics, port 0 for any free one; empty for none.
+        max_message_bytes: bytes of one message from an edge.
+        max_rows: rows of one request.
+        max_batch_rows: rows of one batch.
+        max_wait_s: seconds a request may wait for others to join its batch while the compute thread is
+            free; 0 runs whatever waits at once.
+        queue_requests: requests waiting at once; more are refused as busy.
+        queue_bytes: payload bytes waiting at once, all edges together.
+        peer_queue_bytes: payload bytes waiting at once of one edge (one key, or one connection without
+            keys).
+        sessions: sessions remembered; the one idle longest is forgotten to make room.
+        session_idle_s: seconds after which an idle session is forgotten.
+        seen_requests: request ids remembered per session, so that none is executed twice.
+        kept_reply_bytes: bytes of recent replies kept to be sent again, all sessions together.
+        kept_reply_s: seconds a reply is kept to be sent again.
+        inline_below_s: a lane whose service time is below this runs on the event loop's thread, which
+            saves two thread hand-overs; 0 never.
+        send_queue_messages: messages waiting to be sent to one edge; more are dropped (the edge asks
+            again within its deadline).
+        heartbeat_s: seconds between heartbeats; a connection silent for three is closed.
+        drain_s: seconds that requests in flight have to finish after SIGTERM.
+        http_receive_s, http_connections: receive deadline and connection cap of `http`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: str = "tcp://127.0.0.1:7070"
+    keys: Path | None = None
+    key_name: str | None = None
+    http: str = "127.0.0.1:9090"
+    max_message_bytes: int = Field(32 * MIB, ge=256 * 1024, le=2**31 - 1)
+    max_rows: int = Field(64, ge=1, le=65535)
+    max_batch_rows: int = Field(32, ge=1, le=65535)
+    max_wait_s: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    queue_requests: int = Field(1024, ge=1, le=1_000_000)
+    queue_bytes: int = Field(256 * MIB, ge=MIB)
+    peer_queue_bytes: int = Field(64 * MIB, ge=MIB)
+    sessions: int = Field(4096, ge=1, le=1_000_000)
+    session_idle_s: float = Field(600.0, gt=0, le=86400, allow_inf_nan=False)
+    seen_requests: int = Field(4096, ge=16, le=1_000_000)
+    kept_reply_bytes: int = Field(64 * MIB, ge=0)
+    kept_reply_s: float = Field(30.0, ge=0, le=3600, allow_inf_nan=False)
+    inline_below_s: float = Field(0.0003, ge=0, le=0.1, allow_inf_nan=False)
+    send_queue_messages: int = Field(1000, ge=1, le=1_000_000)
+    heartbeat_s: float = Field(0.5, gt=0, le=60, allow_inf_nan=False)
+    drain_s: float = Field(10.0, ge=0, le=3600, allow_inf_nan=False)
+    http_receive_s: float = Field(10.0, gt=0, le=600, allow_inf_nan=False)
+    http_connections: int = Field(64, ge=1, le=65535)
