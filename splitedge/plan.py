@@ -15,8 +15,8 @@ from splitedge.segments import (
     ExitHead,
     Local,
     Segment,
-    Structure,
 )
+from splitedge.structure import Structure
 
 
 @dataclass(frozen=True, slots=True)

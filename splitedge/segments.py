@@ -15,27 +15,18 @@ from typing import Any, Protocol
 
 import torch
 
-from splitedge.codec import Codec, Tensors, TensorSpec, rows_of
+from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
 from splitedge.parts import Outcome
 from splitedge.policy import Option, Route
+from splitedge.structure import LEAF, Structure, Tree
 from splitedge.wire import Lane
 
 #: Flat tensors in, a tuple of flat tensors out: a `partition.Program`, or a module wrapped by `segment_of`.
 Segment = Callable[..., Tensors]
-
-
-class Structure(Protocol):
-    """How a caller's (nested) value maps to flat tensors and back."""
-
-    def flatten(self, value: Any) -> Tensors:
-        """The flat tensors of a value of this structure."""
-        ...
-
-    def unflatten(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """A value of this structure from its flat tensors."""
-        ...
+#: Containers whose children have names, so that one can be told to be the logits.
+NAMED = ("dict", "output")
 
 
 class Scale(Protocol):
@@ -90,32 +81,60 @@ class Answers:
 
     Attributes:
         structure: of the model's output.
-        specs: its flat tensors.
-        logits: which of them holds the logits; None when the model is no classifier.
-        key: the key of the logits where the output is a mapping; an exit then answers `{key: logits}`
-            in the same type, else the bare tensor.
         scale: calibrated confidence of the whole model's answer.
     """
 
     structure: Structure
-    specs: tuple[TensorSpec, ...]
-    logits: int | None = None
-    key: str | None = None
     scale: Scale = softmax_confidence
 
-    def whole(self, tensors: Tensors) -> tuple[Any, float]:
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The model's flat output tensors."""
+        return self.structure.specs
+
+    @property
+    def logits(self) -> int | None:
+        """Which flat tensor holds the logits: the only one, or the one named so; None for no classifier."""
+        tree = self.structure.tree
+        index = 0 if tree.kind == "tensor" else None
+        if tree.kind in NAMED and "logits" in tree.keys:
+            at = tree.keys.index("logits")
+            if tree.items[at].kind == "tensor":
+                index = sum(leaves(child) for child in tree.items[:at])
+        if (
+            index is None
+            or len(self.specs[index].shape) != 2
+            or not self.specs[index].dtype.startswith("float")
+        ):
+            return None
+        return index
+
+    def whole(self, tensors: Tensors, scale: Scale | None = None) -> tuple[Any, float]:
         """The model's output from its flat tensors, and the confidence (NaN for no classifier)."""
         confidence = math.nan
         if self.logits is not None:
-            confidence = float(self.scale(tensors[self.logits]).amin())
+            confidence = float((scale or self.scale)(tensors[self.logits]).amin())
         return self.structure.unflatten(tensors), confidence
 
     def partial(self, logits: torch.Tensor) -> Any:
-        """The output of an exit: logits alone, in the model's structure where it names them."""
-        if self.key is None:
+        """The output of an exit: `{"logits": ...}` in the model's own type where its output names logits,
+        else the bare tensor.
+        """
+        tree = self.structure.tree
+        if tree.kind not in NAMED:
             return logits
-        kind = type(self.structure.unflatten([torch.zeros(0)] * len(self.specs)))
-        return kind(**{self.key: logits})
+        only = Structure(Tree(tree.kind, (LEAF,), ("logits",), tree.name), (spec_of(logits),))
+        return only.unflatten([logits])
+
+
+def leaves(tree: Tree) -> int:
+    """Number of tensors in a tree."""
+    return 1 if tree.kind == "tensor" else sum(leaves(child) for child in tree.items)
+
+
+def spec_of(tensor: torch.Tensor) -> TensorSpec:
+    """The spec of one row of a batch along dimension 0."""
+    return TensorSpec((1, *tensor.shape[1:]), DTYPE_NAMES[tensor.dtype], 0)
 
 
 @dataclass(slots=True)
@@ -218,14 +237,8 @@ class EdgeSegments:
             raise CodecError("this bundle has no local model")
         start = time.perf_counter()
         tensors = self._local.segment(*flow.inputs)
-        output, confidence = self._answers_of(self._local.scale, tensors)
+        output, confidence = self._answers.whole(tensors, self._local.scale)
         return Outcome(time.perf_counter() - start, confidence=confidence, output=output)
-
-    def _answers_of(self, scale: Scale, tensors: Tensors) -> tuple[Any, float]:
-        if self._answers.logits is None:
-            return self._answers.structure.unflatten(tensors), math.nan
-        confidence = float(scale(tensors[self._answers.logits]).amin())
-        return self._answers.structure.unflatten(tensors), confidence
 
     def _run_exit(self, flow: SegmentFlow, head: ExitHead) -> Outcome:
         start = time.perf_counter()

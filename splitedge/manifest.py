@@ -1,0 +1,177 @@
+"""The plan as a bundle's manifest holds it: plain data, every field checked when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitedge.codec import TensorSpec
+from splitedge.errors import BundleError
+from splitedge.plan import CutRow
+from splitedge.policy import Option, Route
+from splitedge.segments import Boundary
+from splitedge.structure import spec_from_json, spec_to_json
+
+MOST_BOUNDARIES = 256
+MOST_OPTIONS = 4096
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BoundaryEntry(_Entry):
+    """A place between two segments."""
+
+    name: str
+    specs: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, boundary: Boundary) -> BoundaryEntry:
+        """From the live object."""
+        return cls(name=boundary.name, specs=[spec_to_json(spec) for spec in boundary.specs])
+
+    def make(self) -> Boundary:
+        """The live object."""
+        return Boundary(self.name, self._specs())
+
+    def _specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec_from_json(spec) for spec in self.specs)
+
+
+class CodecEntry(_Entry):
+    """The codec of a boundary; its tensors lie in `codecs.safetensors` as `<boundary>/<name>`."""
+
+    boundary: int = Field(ge=0)
+    name: str
+    id: str
+    config: dict[str, Any]
+    tensors: list[str]
+
+
+class ExitEntry(_Entry):
+    """An exit; its program lies in `edge/exit-<number>`."""
+
+    path: str
+    boundary: int = Field(ge=1)
+    scale: dict[str, Any] | None
+
+
+class LocalEntry(_Entry):
+    """The local model; its program lies in `edge/local`."""
+
+    scale: dict[str, Any] | None
+
+
+class OptionEntry(_Entry):
+    """A row of the option table; the fields of `policy.Option`."""
+
+    route: str
+    cut: str | None
+    exit: int | None
+    codec: str | None
+    level: int = Field(ge=0, le=255)
+    accuracy: float = Field(ge=0, le=1)
+    accuracy_measured: bool
+    edge_s: float = Field(ge=0)
+    edge_s_q95: float = Field(ge=0)
+    cloud_s: float = Field(ge=0)
+    cloud_s_q95: float = Field(ge=0)
+    bytes_up: float = Field(ge=0)
+    bytes_up_q95: float = Field(ge=0)
+    bytes_down: float = Field(ge=0)
+
+    @classmethod
+    def of(cls, option: Option) -> OptionEntry:
+        """From the live object."""
+        return cls(**{**asdict(option), "route": option.route.value})
+
+    def make(self) -> Option:
+        """The live object."""
+        if self.route not in set(Route):
+            raise BundleError(f"unknown route '{self.route}' in the option table")
+        return Option(**{**self.model_dump(), "route": Route(self.route)})
+
+
+class CutEntry(_Entry):
+    """A row of the table of cuts; the fields of `plan.CutRow`."""
+
+    name: str
+    tensors: list[str]
+    raw_bytes: int
+    coded_bytes: float
+    head_flops: float
+    tail_flops: float
+    head_s: float
+    tail_s: float
+    head_params: int
+    tail_params: int
+
+    @classmethod
+    def of(cls, row: CutRow) -> CutEntry:
+        """From the live object."""
+        return cls(**{**asdict(row), "tensors": list(row.tensors)})
+
+    def make(self) -> CutRow:
+        """The live object."""
+        return CutRow(**{**self.model_dump(), "tensors": tuple(self.tensors)})
+
+
+class PlanEntry(_Entry):
+    """A whole plan. Boundaries run from the model's input on; segment i starts at boundary i."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    scale: dict[str, Any] | None
+    boundaries: list[BoundaryEntry] = Field(min_length=1, max_length=MOST_BOUNDARIES)
+    cuts: list[int] = Field(min_length=1)
+    codecs: list[CodecEntry]
+    exits: list[ExitEntry] = Field(max_length=MOST_BOUNDARIES)
+    local: LocalEntry | None
+    batchable: bool
+    options: list[OptionEntry] = Field(min_length=1, max_length=MOST_OPTIONS)
+    policy: str
+    policy_state: dict[str, Any] | None
+    table: list[CutEntry]
+    notes: list[str]
+
+
+def parse(plan: Mapping[str, Any]) -> PlanEntry:
+    """Read the plan of a manifest and check that its parts refer to each other rightly.
+
+    Raises:
+        BundleError: a field is missing, unknown, of a wrong type or out of range; the message names it.
+    """
+    try:
+        entry = PlanEntry.model_validate(plan)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"'manifest.json': plan.{where}: {first['msg']}") from None
+    count = len(entry.boundaries)
+    names = [boundary.name for boundary in entry.boundaries]
+    problems = {
+        "two boundaries have one name": len(set(names)) != count,
+        "the first boundary is not the model's input": names[0] != "",
+        "a cut is no boundary": any(not 0 <= cut < count for cut in entry.cuts),
+        "an exit is at no boundary of the edge": any(e.boundary > max(entry.cuts) for e in entry.exits),
+        "the codecs are not one a cut": sorted(c.boundary for c in entry.codecs) != sorted(entry.cuts),
+        "an option names what is not there": any(_dangles(o, entry, names) for o in entry.options),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise BundleError(f"'manifest.json': {problem}")
+    return entry
+
+
+def _dangles(option: OptionEntry, entry: PlanEntry, names: list[str]) -> bool:
+    if option.route == Route.EXIT:
+        return option.exit is None or not 0 <= option.exit < len(entry.exits)
+    if option.route == Route.LOCAL:
+        return entry.local is None
+    if option.route == Route.SPLIT:
+        return option.cut not in names[1:] or names.index(option.cut) not in entry.cuts
+    return 0 not in entry.cuts
