@@ -19,6 +19,8 @@ SplitedgeError
     CloudBusy            the cloud refused the work for lack of room (has `retry_after_s`)
     CloudUnavailable     the cloud could not be reached and nothing local can answer
     CloudFailed          the cloud ran the request and failed
+    EdgeFailed           the device failed to compute the request and nothing else can answer
+    RequestCancelled     the caller went away before the answer
     Rejected             the edge refused the request (its queue is full, it is shutting down)
 """
 
@@ -111,3 +113,11 @@ class CloudFailed(RequestError):
 
 class Rejected(RequestError):
     """The edge refused the request: its queue is full or it is shutting down."""
+
+
+class EdgeFailed(RequestError):
+    """The device failed to compute the request and nothing else can answer."""
+
+
+class RequestCancelled(RequestError):
+    """The caller went away before the answer."""

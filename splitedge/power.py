@@ -144,7 +144,7 @@ class SystemBattery:
         state = read() if read is not None else None
         if state is None or state.power_plugged:
             return math.nan
-        return min(1.0, max(0.0, state.percent / 100.0))
+        return min(1.0, max(0.0, float(state.percent) / 100.0))
 
 
 class EnergyMeter(Protocol):

@@ -64,7 +64,7 @@ def _record(row: object) -> Record:
                 value = math.nan if value is None else float(value)
             elif isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
-        if type(value) is not kind or (kind is int and abs(value) >= 1 << 63):
+        if type(value) is not kind or (isinstance(value, int) and abs(value) >= 1 << 63):
             raise ValueError(f"field '{name}' should be {kind.__name__}, got {str(value)[:40]!r}")
         values[name] = value
     if "request" not in values or "t_s" not in values:
