@@ -13,8 +13,9 @@ import torch
 from splitedge import wire
 from splitedge.codec import Tensors, TensorSpec
 from splitedge.plan import Plan
+from splitedge.segments import confidence_of
+from splitedge.thresholds import Floats
 
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 #: Seconds by stage: ("segment", i), ("exit", n), ("local", 0), ("encode" or "decode", boundary, level).
 Took = dict[tuple[str | int, ...], float]
 T = TypeVar("T")
@@ -150,7 +151,7 @@ def _one_pass(plan: Plan, row: Tensors) -> Took:
         timed(
             took,
             ("exit", number),
-            lambda *tensors, head=head: head.scale(head.segment(*tensors)[0]),
+            lambda *tensors, head=head: confidence_of(head.segment(*tensors)[0], head.scale),
             *at[head.boundary],
         )
     if plan.local is not None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from splitedge.codec import Codec
-from splitedge.costs import Costs, Floats
+from splitedge.costs import Costs
 from splitedge.plan import Plan
 from splitedge.policy import Option, Route
+from splitedge.thresholds import Floats
 
 #: Uplinks a set of cuts is chosen for, bits/s.
 GOODPUTS = (0.5e6, 1e6, 2e6, 5e6, 10e6, 20e6, 50e6)

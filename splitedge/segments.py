@@ -11,16 +11,18 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
 from splitedge.parts import Outcome
 from splitedge.policy import Option, Route
 from splitedge.structure import LEAF, Structure, Tree
+from splitedge.thresholds import Floats, as_floats
 from splitedge.wire import Lane
 
 #: Flat tensors in, a tuple of flat tensors out: a `partition.Program`, or a module wrapped by `segment_of`.
@@ -29,17 +31,13 @@ Segment = Callable[..., Tensors]
 NAMED = ("dict", "output")
 
 
-class Scale(Protocol):
-    """Logits of shape (rows, classes) to a probability of being right, of shape (rows,)."""
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """One probability a row."""
-        ...
-
-
-def softmax_confidence(logits: torch.Tensor) -> torch.Tensor:
-    """The largest softmax probability of each row: what stands in before anything is calibrated."""
-    return logits.float().softmax(-1).amax(-1)
+def confidence_of(logits: torch.Tensor, scale: Calibration | None) -> Floats:
+    """Probability that each row's answer is right, of shape (rows,); before anything is calibrated, the
+    largest softmax probability stands in.
+    """
+    if scale is not None:
+        return scale.probability(logits)
+    return as_floats(logits.float().softmax(-1).amax(-1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,13 @@ class ExitHead:
         path: where the user asked for it.
         boundary: index of the boundary it reads.
         segment: the boundary's tensors to one tensor of logits, of shape (rows, classes).
-        scale: its calibrated confidence.
+        scale: calibration of its confidence; None before it is fitted.
     """
 
     path: str
     boundary: int
     segment: Segment
-    scale: Scale = softmax_confidence
+    scale: Calibration | None = None
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ class Local:
     """A complete model of its own that answers from the model's input."""
 
     segment: Segment
-    scale: Scale = softmax_confidence
+    scale: Calibration | None = None
 
 
 @dataclass(slots=True)
@@ -81,11 +79,11 @@ class Answers:
 
     Attributes:
         structure: of the model's output.
-        scale: calibrated confidence of the whole model's answer.
+        scale: calibration of the whole model's confidence; None before it is fitted.
     """
 
     structure: Structure
-    scale: Scale = softmax_confidence
+    scale: Calibration | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -109,11 +107,11 @@ class Answers:
             return None
         return index
 
-    def whole(self, tensors: Tensors, scale: Scale | None = None) -> tuple[Any, float]:
-        """The model's output from its flat tensors, and the confidence (NaN for no classifier)."""
+    def whole(self, tensors: Tensors, scale: Calibration | None) -> tuple[Any, float]:
+        """The model's output from its flat tensors, and the least confidence (NaN for no classifier)."""
         confidence = math.nan
         if self.logits is not None:
-            confidence = float((scale or self.scale)(tensors[self.logits]).amin())
+            confidence = float(confidence_of(tensors[self.logits], scale).min())
         return self.structure.unflatten(tensors), confidence
 
     def partial(self, logits: torch.Tensor) -> Any:
@@ -230,7 +228,7 @@ class EdgeSegments:
 
     def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
         """The cloud's flat tensors as the model's output, with confidence."""
-        return self._answers.whole(tensors)
+        return self._answers.whole(tensors, self._answers.scale)
 
     def _run_local(self, flow: SegmentFlow) -> Outcome:
         if self._local is None:
@@ -243,7 +241,7 @@ class EdgeSegments:
     def _run_exit(self, flow: SegmentFlow, head: ExitHead) -> Outcome:
         start = time.perf_counter()
         (logits,) = head.segment(*self._advance(flow, head.boundary))
-        confidence = float(head.scale(logits).amin())
+        confidence = float(confidence_of(logits, head.scale).min())
         seconds = time.perf_counter() - start
         return Outcome(seconds, confidence=confidence, output=self._answers.partial(logits))
 
