@@ -1,0 +1,161 @@
+"""What every option of a plan answers on labelled rows: right or wrong, how sure, at how many bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from splitedge.codec import MAX_ROWS, Tensors
+from splitedge.costs import framed_up, split_rows
+from splitedge.errors import ConfigError
+from splitedge.plan import Plan
+from splitedge.policy import Option, Route
+from splitedge.rows import LabelledRows
+from splitedge.segments import confidence_of
+from splitedge.thresholds import Floats
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One column a row of data, one line an option; no link and no policy take part.
+
+    Attributes:
+        options: names, as in the option table.
+        correct: whether the answer is right, bool (options, rows).
+        confidence: calibrated probability of that, float (options, rows).
+        nbytes: framed bytes sent for the row alone, float (options, rows); 0 where nothing is sent,
+            NaN where not measured.
+        labels: right classes, (rows,).
+    """
+
+    options: tuple[str, ...]
+    correct: npt.NDArray[np.bool_]
+    confidence: Floats
+    nbytes: Floats
+    labels: npt.NDArray[np.int64]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Part of the rows answered right, by option."""
+        return {name: float(self.correct[i].mean()) for i, name in enumerate(self.options)}
+
+    def save(self, path: Path | str) -> None:
+        """Write all arrays to an `.npz` (no pickle inside)."""
+        np.savez_compressed(
+            path,
+            options=np.array(self.options),
+            correct=self.correct,
+            confidence=self.confidence,
+            nbytes=self.nbytes,
+            labels=self.labels,
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Evaluation:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            names = tuple(str(name) for name in data["options"])
+            return cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"])
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.options)
+        lines = [f"{'option':<{width}}  accuracy  mean confidence  mean bytes up"]
+        for i, name in enumerate(self.options):
+            sent = self.nbytes[i].mean()
+            sure = self.confidence[i].mean()
+            right = f"{self.correct[i].mean():>8.1%}"
+            lines.append(f"{name:<{width}}  {right}  {_or_dash(sure, '15.3f')}  {_or_dash(sent, '13.0f')}")
+        return "\n".join([*lines, f"{len(self.labels)} rows"])
+
+
+def _or_dash(value: float, form: str) -> str:
+    return f"{'-':>{form.split('.')[0]}}" if np.isnan(value) else f"{value:{form}}"
+
+
+def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, sizes: bool = True) -> Evaluation:
+    """Answer every row by every option.
+
+    Args:
+        plan: with all its segments.
+        rows: to answer.
+        route: only the options of this route.
+        sizes: encode row by row, so that bytes are those of batch 1; slower.
+
+    Raises:
+        ConfigError: the model is no classifier, or no option has the route.
+    """
+    chosen = [option for option in plan.options if route in (None, option.route)]
+    if not chosen:
+        raise ConfigError(f"no option of this deployment has the route '{route}'")
+    if plan.answers.logits is None:
+        raise ConfigError("accuracy is defined for classifiers: one output of logits, or one named 'logits'")
+    parts = [_answer(plan, batch, chosen, sizes) for batch in rows.batches(BATCH if plan.batchable else 1)]
+    correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
+    names = tuple(option.name for option in chosen)
+    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy())
+
+
+def _answer(
+    plan: Plan, batch: LabelledRows, options: list[Option], sizes: bool
+) -> tuple[npt.NDArray[Any], Floats, Floats]:
+    """(correct, confidence, bytes) of one batch, each of shape (options, rows)."""
+    shape = len(options), len(batch)
+    correct, confidence, nbytes = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
+    with torch.inference_mode():
+        reached = boundaries_of(plan, batch.inputs)
+        for i, option in enumerate(options):
+            logits, confidence[i], nbytes[i] = _by(plan, option, batch.inputs, reached, sizes)
+            correct[i] = (logits.argmax(1) == batch.labels).numpy()
+    return correct, confidence, nbytes
+
+
+def boundaries_of(plan: Plan, inputs: Tensors) -> list[Tensors]:
+    """The tensors at every boundary of a batch, and the model's output last."""
+    reached = [inputs]
+    for i in range(len(plan.boundaries)):
+        reached.append(tuple(plan.segments[i](*reached[-1])))
+    return reached
+
+
+def _by(
+    plan: Plan, option: Option, inputs: Tensors, reached: list[Tensors], sizes: bool
+) -> tuple[torch.Tensor, Floats, Floats | float]:
+    """Logits, confidence and bytes of a batch by one option."""
+    at = plan.answers.logits
+    assert at is not None
+    if option.route is Route.LOCAL and plan.local is not None:
+        logits = plan.local.segment(*inputs)[at]
+        return logits, confidence_of(logits, plan.local.scale), 0.0
+    if option.route is Route.EXIT and option.exit is not None:
+        head = plan.exits[option.exit]
+        (logits,) = head.segment(*reached[head.boundary])
+        return logits, confidence_of(logits, head.scale), 0.0
+    boundary = plan.boundaries_by_name()[option.cut or ""]
+    tensors, nbytes = _through(plan, boundary, option.level, reached[boundary], sizes)
+    for i in range(boundary, len(plan.boundaries)):
+        tensors = tuple(plan.segments[i](*tensors))
+    return tensors[at], confidence_of(tensors[at], plan.answers.scale), nbytes
+
+
+def _through(
+    plan: Plan, boundary: int, level: int, tensors: Tensors, sizes: bool
+) -> tuple[Tensors, Floats | float]:
+    """Encode and decode a batch; the bytes are NaN unless it is done row by row."""
+    codec = plan.codecs[boundary]
+    if not sizes:
+        return codec.decode(codec.encode(tensors, level)), np.nan
+    specs = plan.boundaries[boundary].specs
+    payloads = [codec.encode(row, level) for row in split_rows(tensors, specs, most=MAX_ROWS)]
+    decoded = [codec.decode(payload) for payload in payloads]
+    joined = tuple(
+        decoded[0][i] if spec.batch_dim is None else torch.cat([one[i] for one in decoded], spec.batch_dim)
+        for i, spec in enumerate(codec.give_specs)
+    )
+    return joined, np.array([float(framed_up(payload.data)) for payload in payloads])
