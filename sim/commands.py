@@ -1,0 +1,272 @@
+"""The verbs `splitedge link`, `splitedge trace` and `splitedge demo`, found by the core's command line
+through the entry-point group `splitedge.commands`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from splitedge.errors import ConfigError
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+TraceFile = Annotated[Path, typer.Argument(help="Mahimahi or CSV trace, also .gz.")]
+
+
+def link(
+    trace: Annotated[
+        Path, typer.Option(help="Trace of the channel, or of the uplink only: Mahimahi or CSV.")
+    ],
+    to: Annotated[str, typer.Option(help="Where to pass bytes on to: the cloud, tcp://host:port.")],
+    listen: Annotated[
+        str, typer.Option(help="Where the edge connects instead of the cloud.")
+    ] = "tcp://127.0.0.1:7071",
+    down_trace: Annotated[
+        Path | None, typer.Option(help="Trace of the downlink, where it is a file of its own.")
+    ] = None,
+    rtt_ms: Annotated[
+        float | None,
+        typer.Option(help="Round-trip time without queueing; default: the trace's, else 0.", min=0.0),
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop/--no-loop", help="Begin again at the end of the trace, or exit there.")
+    ] = True,
+    start_s: Annotated[float, typer.Option(help="Where in the trace to begin, seconds.", min=0.0)] = 0.0,
+    buffer_kb: Annotated[int, typer.Option(help="Queue in each direction, kB.", min=1)] = 256,
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(help="Lose the link from A to B seconds after the start, as A-B. May be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print statistics as JSON on exit.")] = False,
+) -> None:
+    """Put a recorded channel between edge and cloud: a TCP proxy that replays capacity, queue and delay.
+
+    Needs no root. Every connection shares one queue in each direction, as on one radio. Stops on
+    SIGTERM and Ctrl-C.
+
+    [bold]Example[/bold]: splitedge link --trace lte.csv --to tcp://127.0.0.1:7070 --rtt-ms 45
+    then start the edge with --cloud tcp://127.0.0.1:7071
+    """
+    from splitedge.sim.formats import read_trace
+    from splitedge.sim.link import Channel
+    from splitedge.sim.pacer import Pacer, precise_loop
+
+    up = read_trace(trace)
+    down = read_trace(down_trace) if down_trace else up
+    rtt_s = None if rtt_ms is None else rtt_ms / 1e3
+    settings: dict[str, Any] = {"buffer_bytes": buffer_kb * 1000, "start_s": start_s, "loop": loop}
+    pacer = Pacer(
+        listen,
+        to,
+        # Both ways take the RTT of the first trace: there is one path.
+        Channel.of(up, "up", rtt_s=rtt_s, **settings),
+        Channel(down.capacity("down"), rtt_s if rtt_s is not None else (up.rtt or 0.0), **settings),
+        cuts=[_interval(text) for text in cut or []],
+    )
+    with asyncio.Runner(loop_factory=precise_loop) as runner:
+        runner.run(_replay(pacer, f"{trace} -> {to}", as_json))
+
+
+async def _replay(pacer: Any, title: str, as_json: bool) -> None:
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop.set)
+    async with pacer:
+        err.print(f"ready: {pacer.address}, replaying {title}", soft_wrap=True, highlight=False)
+        async with _status(pacer, title):
+            waits = {asyncio.create_task(stop.wait()), asyncio.create_task(pacer.ended())}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in waits:
+                task.cancel()
+        stats = pacer.stats()
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(stats)) + "\n")
+    else:
+        err.print(_status_table(stats, title))
+
+
+@contextlib.asynccontextmanager
+async def _status(pacer: Any, title: str) -> AsyncIterator[None]:
+    """A live table on a terminal; nothing elsewhere."""
+    if not err.is_terminal:
+        yield
+        return
+
+    async def refresh(live: Live) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            live.update(_status_table(pacer.stats(), title), refresh=True)
+
+    with Live(console=err, auto_refresh=False, transient=True) as live:
+        task = asyncio.create_task(refresh(live))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+def _status_table(stats: Any, title: str) -> Table:
+    state = "[red]cut[/red]" if stats.is_cut else f"{stats.connections} connections"
+    table = Table(title=f"{title}   {stats.elapsed_s:.0f} s   {state}", title_justify="left")
+    for name in (
+        "",
+        "Mbit/s now",
+        "taken kB",
+        "passed kB",
+        "queued kB",
+        "longest way ms",
+        "late ms (mean, max)",
+    ):
+        table.add_column(name, justify="right")
+    for name, way in (("up", stats.up), ("down", stats.down)):
+        table.add_row(
+            name,
+            f"{way.rate_bps / 1e6:.2f}",
+            f"{way.bytes_in / 1e3:.0f}",
+            f"{way.bytes_out / 1e3:.0f}",
+            f"{way.backlog_bytes / 1e3:.1f}",
+            f"{way.queued_max_s * 1e3:.0f}",
+            f"{way.late_mean_s * 1e3:.2f}, {way.late_max_s * 1e3:.2f}",
+        )
+    return table
+
+
+def _interval(text: str) -> tuple[float, float]:
+    begin, dash, end = text.partition("-")
+    try:
+        return float(begin), float(end)
+    except ValueError as error:
+        raise ConfigError(
+            f"--cut '{text}': write two numbers of seconds as A-B, for example 20-25"
+        ) from error
+
+
+# Traces ---------------------------------------------------------------------------------------------
+
+trace = typer.Typer(help="Look at, make and convert channel traces.", no_args_is_help=True)
+
+
+@trace.command()
+def info(path: TraceFile, as_json: Json = False) -> None:
+    """Show what a trace holds: capacity and RTT with quantiles and outages.
+
+    [bold]Example[/bold]: splitedge trace info lte.csv
+    """
+    from splitedge.sim.formats import read_trace
+    from splitedge.sim.traces import summarise
+
+    read = read_trace(path)
+    parts = {"up": read.up, "down": read.down, "rtt": read.rtt}
+    if read.up is read.down:
+        parts = {"both ways": read.up, "rtt": read.rtt}
+    numbers = {name: summarise(part) for name, part in parts.items() if part is not None}
+    if as_json:
+        summary = {name.replace(" ", "_"): asdict(number) for name, number in numbers.items()}
+        sys.stdout.write(json.dumps({"source": read.source, "kind": read.kind, **summary}) + "\n")
+        return
+    table = Table(title=f"{path}  ({read.kind}, {read.duration_s:g} s)", title_justify="left")
+    columns = (
+        "",
+        "unit",
+        "mean",
+        "min",
+        "p5",
+        "median",
+        "p95",
+        "max",
+        "no capacity",
+        "longest outage",
+        "samples",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, n in numbers.items():
+        values = (f"{value:.4g}" for value in (n.mean, n.low, n.p5, n.p50, n.p95, n.high))
+        outage = ("", "") if name == "rtt" else (f"{n.zero_share:.1%}", f"{n.longest_zero_s:.2f} s")
+        table.add_row(name, "ms" if name == "rtt" else "Mbit/s", *values, *outage, str(n.samples))
+    out.print(table)
+
+
+@trace.command()
+def plot(
+    path: TraceFile,
+    to: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("trace.png"),
+) -> None:
+    """Draw capacity and RTT over time to a PNG (needs the extra 'sim').
+
+    [bold]Example[/bold]: splitedge trace plot lte.csv --out lte.png
+    """
+    from splitedge.sim.formats import read_trace
+    from splitedge.sim.plots import plot_trace
+
+    plot_trace(read_trace(path), to)
+    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
+
+
+@trace.command()
+def synth(
+    to: Annotated[Path, typer.Argument(help="CSV to write.")],
+    seconds: Annotated[float, typer.Option(help="Length.", min=0.1)] = 300.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same trace.", min=0)] = 0,
+    up_mbps: Annotated[float, typer.Option(help="Median uplink in good coverage.", min=0.001)] = 6.0,
+    down_mbps: Annotated[float, typer.Option(help="Median downlink in good coverage.", min=0.001)] = 12.0,
+    rtt_ms: Annotated[float, typer.Option(help="RTT without queueing in good coverage.", min=0.0)] = 45.0,
+) -> None:
+    """Make an LTE-like trace: changing coverage, fading and short outages (see docs/channels.md).
+
+    [bold]Example[/bold]: splitedge trace synth lte.csv --seconds 120 --seed 7
+    """
+    from splitedge.sim.formats import write_csv
+    from splitedge.sim.synth import LteLike, lte_like
+
+    parameters = LteLike(up_mbps=up_mbps, down_mbps=down_mbps, rtt_s=rtt_ms / 1e3)
+    write_csv(lte_like(seconds, seed, parameters), to)
+    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
+
+
+@trace.command()
+def convert(
+    path: TraceFile,
+    to: Annotated[Path, typer.Argument(help="File to write: .csv gives CSV, anything else Mahimahi.")],
+    direction: Annotated[
+        str, typer.Option(help="Which direction to write to a Mahimahi file: up or down.")
+    ] = "up",
+    bin_s: Annotated[float, typer.Option(help="Bin of a CSV made from packets, seconds.", min=0.001)] = 0.1,
+) -> None:
+    """Convert between Mahimahi (one direction, packet opportunities) and CSV (rates).
+
+    [bold]Example[/bold]: splitedge trace convert lte.csv lte.up --direction up
+    """
+    from splitedge.sim.formats import read_trace, write_csv, write_mahimahi
+
+    read = read_trace(path)
+    if to.suffix == ".csv":
+        write_csv(read, to, bin_s)
+    elif direction == "up" or direction == "down":
+        write_mahimahi(read.capacity(direction), to)
+    else:
+        raise ConfigError(f"--direction '{direction}': there are up and down")
+    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
+
+
+def demo(as_json: Json = False) -> None:
+    """Train, deploy and run a small model over a replayed LTE-like channel that is cut in the middle."""
+    from splitedge.sim.demo import main
+
+    main(as_json=as_json)
