@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,9 +30,7 @@ TraceFile = Annotated[Path, typer.Argument(help="Mahimahi or CSV trace, also .gz
 
 
 def link(
-    trace: Annotated[
-        Path, typer.Option(help="Trace of the channel, or of the uplink only: Mahimahi or CSV.")
-    ],
+    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink: Mahimahi or CSV.")],
     to: Annotated[str, typer.Option(help="Where to pass bytes on to: the cloud, tcp://host:port.")],
     listen: Annotated[
         str, typer.Option(help="Where the edge connects instead of the cloud.")
@@ -124,15 +123,7 @@ async def _status(pacer: Any, title: str) -> AsyncIterator[None]:
 def _status_table(stats: Any, title: str) -> Table:
     state = "[red]cut[/red]" if stats.is_cut else f"{stats.connections} connections"
     table = Table(title=f"{title}   {stats.elapsed_s:.0f} s   {state}", title_justify="left")
-    for name in (
-        "",
-        "Mbit/s now",
-        "taken kB",
-        "passed kB",
-        "queued kB",
-        "longest way ms",
-        "late ms (mean, max)",
-    ):
+    for name in ("", "Mbit/s", "in kB", "out kB", "queue kB", "longest ms", "late ms"):
         table.add_column(name, justify="right")
     for name, way in (("up", stats.up), ("down", stats.down)):
         table.add_row(
@@ -142,24 +133,43 @@ def _status_table(stats: Any, title: str) -> Table:
             f"{way.bytes_out / 1e3:.0f}",
             f"{way.backlog_bytes / 1e3:.1f}",
             f"{way.queued_max_s * 1e3:.0f}",
-            f"{way.late_mean_s * 1e3:.2f}, {way.late_max_s * 1e3:.2f}",
+            f"{way.late_mean_s * 1e3:.2f}",
         )
     return table
 
 
 def _interval(text: str) -> tuple[float, float]:
-    begin, dash, end = text.partition("-")
+    begin, _, end = text.partition("-")
     try:
         return float(begin), float(end)
     except ValueError as error:
-        raise ConfigError(
-            f"--cut '{text}': write two numbers of seconds as A-B, for example 20-25"
-        ) from error
+        raise ConfigError(f"--cut '{text}': write two numbers of seconds as A-B, say 20-25") from error
 
 
 # Traces ---------------------------------------------------------------------------------------------
 
+
+class Way(StrEnum):
+    """The two directions of a channel."""
+
+    UP = "up"
+    DOWN = "down"
+
+
 trace = typer.Typer(help="Look at, make and convert channel traces.", no_args_is_help=True)
+
+
+_ROWS = {
+    "mean": "mean",
+    "min": "low",
+    "5%": "p5",
+    "median": "p50",
+    "95%": "p95",
+    "max": "high",
+    "share of time at 0": "zero_share",
+    "longest time at 0, s": "longest_zero_s",
+    "samples or packets": "samples",
+}
 
 
 @trace.command()
@@ -181,25 +191,11 @@ def info(path: TraceFile, as_json: Json = False) -> None:
         sys.stdout.write(json.dumps({"source": read.source, "kind": read.kind, **summary}) + "\n")
         return
     table = Table(title=f"{path}  ({read.kind}, {read.duration_s:g} s)", title_justify="left")
-    columns = (
-        "",
-        "unit",
-        "mean",
-        "min",
-        "p5",
-        "median",
-        "p95",
-        "max",
-        "no capacity",
-        "longest outage",
-        "samples",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, n in numbers.items():
-        values = (f"{value:.4g}" for value in (n.mean, n.low, n.p5, n.p50, n.p95, n.high))
-        outage = ("", "") if name == "rtt" else (f"{n.zero_share:.1%}", f"{n.longest_zero_s:.2f} s")
-        table.add_row(name, "ms" if name == "rtt" else "Mbit/s", *values, *outage, str(n.samples))
+    table.add_column("")
+    for name in numbers:
+        table.add_column(f"{name}, {'ms' if name == 'rtt' else 'Mbit/s'}", justify="right")
+    for label, attribute in _ROWS.items():
+        table.add_row(label, *(f"{getattr(number, attribute):.4g}" for number in numbers.values()))
     out.print(table)
 
 
@@ -244,9 +240,7 @@ def synth(
 def convert(
     path: TraceFile,
     to: Annotated[Path, typer.Argument(help="File to write: .csv gives CSV, anything else Mahimahi.")],
-    direction: Annotated[
-        str, typer.Option(help="Which direction to write to a Mahimahi file: up or down.")
-    ] = "up",
+    direction: Annotated[Way, typer.Option(help="Which direction to write to a Mahimahi file.")] = Way.UP,
     bin_s: Annotated[float, typer.Option(help="Bin of a CSV made from packets, seconds.", min=0.001)] = 0.1,
 ) -> None:
     """Convert between Mahimahi (one direction, packet opportunities) and CSV (rates).
@@ -258,10 +252,8 @@ def convert(
     read = read_trace(path)
     if to.suffix == ".csv":
         write_csv(read, to, bin_s)
-    elif direction == "up" or direction == "down":
-        write_mahimahi(read.capacity(direction), to)
     else:
-        raise ConfigError(f"--direction '{direction}': there are up and down")
+        write_mahimahi(read.capacity("up" if direction is Way.UP else "down"), to)
     out.print(f"wrote {to}", highlight=False, soft_wrap=True)
 
 
