@@ -1,0 +1,50 @@
+"""An exit as a segment: the tensors of a boundary in, one tensor of logits out."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import nn
+
+from splitedge.codec import DTYPES, Tensors, TensorSpec
+from splitedge.errors import ConfigError
+from splitedge.exits import ExitHead, build_exit
+
+
+class ExitSegment(nn.Module):
+    """Runs an exit head on one of the tensors at a boundary.
+
+    Args:
+        specs: the boundary's tensors.
+        which: index of the one the head reads.
+        head: the classifier.
+    """
+
+    def __init__(self, specs: tuple[TensorSpec, ...], which: int, head: ExitHead) -> None:
+        super().__init__()
+        self.specs = specs
+        self.which = which
+        self.head = head
+
+    @classmethod
+    def build(cls, specs: tuple[TensorSpec, ...], n_classes: int, path: str, seed: int = 0) -> Self:
+        """An untrained exit on the last tensor that an exit can stand on: the one computed latest.
+
+        Raises:
+            ConfigError: no exit can stand on any of them.
+        """
+        for which in reversed(range(len(specs))):
+            spec = specs[which]
+            if spec.batch_dim == 0 and len(spec.shape) >= 2 and DTYPES[spec.dtype].is_floating_point:
+                return cls(specs, which, build_exit(spec, n_classes, seed=seed).eval())
+        crossing = ", ".join(map(str, specs))
+        raise ConfigError(f"no exit can stand at '{path}': what crosses there is {crossing}; pick another")
+
+    def feature(self, tensors: Tensors) -> torch.Tensor:
+        """What the head reads."""
+        return tensors[self.which]
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        """Logits of shape (rows, classes)."""
+        return (self.head(tensors[self.which]),)

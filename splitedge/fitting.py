@@ -1,0 +1,239 @@
+"""Train and calibrate what a plan holds, and measure its options: the work behind `Deployment.fit`.
+
+Rows never serve two ends. Exits and the codecs' static ranges see the training rows; one half of the
+validation rows calibrates the confidences; the other half reports them, and chooses thresholds. The
+accuracy of an option does not depend on the calibration and is measured on all validation rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from splitedge.calibration import Calibration, ece
+from splitedge.codec import Tensors
+from splitedge.evaluation import Evaluation, boundaries_of, evaluate
+from splitedge.exit_segment import ExitSegment
+from splitedge.exits import TrainReport, train_exit
+from splitedge.plan import Plan, twin
+from splitedge.rows import LabelledRows
+from splitedge.segments import ExitHead, confidence_of
+
+BATCH = 128
+RANGE_ROWS = 512
+SIZED_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Sureness:
+    """How well one answerer knows itself, on rows its calibration has not seen.
+
+    Attributes:
+        name: `exit:0`, `local`, or `whole` for the whole model.
+        path: where an exit stands, else empty.
+        rows: of the report.
+        accuracy: part of them answered right.
+        ece_before, ece_after: expected calibration error of the largest softmax probability, and of the
+            calibrated confidence.
+        training: how the exit's training went, None where nothing was trained.
+    """
+
+    name: str
+    path: str
+    rows: int
+    accuracy: float
+    ece_before: float
+    ece_after: float
+    training: TrainReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What `fit` did.
+
+    Attributes:
+        sureness: of every exit, the local model and the whole model.
+        evaluation: of every option on the validation rows.
+        train_rows, val_rows: rows of each kind.
+        split: whether the validation rows were taken from the training rows.
+    """
+
+    sureness: tuple[Sureness, ...]
+    evaluation: Evaluation
+    train_rows: int
+    val_rows: int
+    split: bool
+
+    def __str__(self) -> str:
+        width = max(len(f"{s.name} {s.path}") for s in self.sureness)
+        taken = " (held out from the training rows)" if self.split else ""
+        lines = [
+            f"{self.train_rows} training rows, {self.val_rows} validation rows{taken}",
+            "",
+            f"{'':<{width}}  accuracy  ECE before -> after calibration",
+        ]
+        for s in self.sureness:
+            name = f"{s.name} {s.path}"
+            lines.append(f"{name:<{width}}  {s.accuracy:>8.1%}  {s.ece_before:.3f} -> {s.ece_after:.3f}")
+        return "\n".join([*lines, "", str(self.evaluation)])
+
+
+class Advance(Protocol):
+    """Says what is being done now."""
+
+    def __call__(self, text: str) -> None: ...
+
+
+def fit_plan(
+    plan: Plan,
+    train: LabelledRows,
+    val: LabelledRows | None,
+    *,
+    epochs: int,
+    seed: int,
+    progress: bool,
+) -> tuple[Plan, FitReport]:
+    """Train exits, calibrate, measure. The plan given is not changed; its options keep their costs.
+
+    Args:
+        plan: with all its segments, of a classifier.
+        train: rows for exits and static ranges.
+        val: rows that neither the model nor an exit was trained on; None takes 30% of `train`.
+        epochs: at most, for each exit.
+        seed: of everything drawn.
+        progress: show a bar on standard error.
+
+    Raises:
+        ConfigError: too few rows, labels out of range, no classifier, training diverged.
+    """
+    split = val is None
+    if val is None:
+        train, val = train.divide(0.3, seed)
+    report_rows, scale_rows = val.divide(0.5, seed + 1)
+    with _bar(progress, 5 + len(plan.exits)) as advance:
+        advance("reading what crosses the boundaries")
+        plan = _ranged(plan, train.first(RANGE_ROWS))
+        trained = []
+        exits = []
+        for head in plan.exits:
+            advance(f"training the exit at {head.path}")
+            fresh, how = _trained(plan, head, train, epochs, seed)
+            exits.append(fresh)
+            trained.append(how)
+        plan = replace(plan, exits=tuple(exits))
+        advance("calibrating confidences")
+        plan = _scaled(plan, scale_rows)
+        advance("checking confidences on other rows")
+        sureness = _sureness(plan, report_rows, trained)
+        advance("measuring every option")
+        evaluation = evaluate(plan, val, sizes=False)
+    options = tuple(
+        replace(option, accuracy=evaluation.accuracy[option.name], accuracy_measured=True)
+        for option in plan.options
+    )
+    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split)
+    return replace(plan, options=options), report
+
+
+def _ranged(plan: Plan, rows: LabelledRows) -> Plan:
+    """The plan with static ranges of its codecs set from training rows."""
+    codecs = {boundary: twin(codec) for boundary, codec in plan.codecs.items()}
+    reached = list(_reached(plan, rows))
+    for boundary, codec in codecs.items():
+        codec.calibrate([at[boundary] for at, _ in reached])
+    return replace(plan, codecs=codecs)
+
+
+def _reached(plan: Plan, rows: LabelledRows) -> Iterator[tuple[list[Tensors], torch.Tensor]]:
+    """What crosses every boundary, and the labels, batch by batch."""
+    with torch.inference_mode():
+        for batch in rows.batches(BATCH if plan.batchable else 1):
+            yield boundaries_of(plan, batch.inputs), batch.labels
+
+
+def _trained(
+    plan: Plan, head: ExitHead, train: LabelledRows, epochs: int, seed: int
+) -> tuple[ExitHead, TrainReport]:
+    at_logits = plan.answers.logits
+    assert at_logits is not None
+    classes = plan.answers.specs[at_logits].shape[1]
+    segment = ExitSegment.build(plan.boundaries[head.boundary].specs, classes, head.path, seed)
+    features, teacher = [], []
+    for at, _ in _reached(plan, train):
+        features.append(segment.feature(at[head.boundary]).clone())
+        teacher.append(at[-1][at_logits].clone())
+    report = train_exit(
+        segment.head,
+        torch.cat(features),
+        train.labels,
+        teacher_logits=torch.cat(teacher),
+        epochs=epochs,
+        seed=seed,
+        progress=False,
+    )
+    return replace(head, segment=segment, scale=None), report
+
+
+def _logits(plan: Plan, rows: LabelledRows) -> dict[str, torch.Tensor]:
+    """Logits of every answerer, by `exit:N`, `local`, `whole`."""
+    found: dict[str, list[torch.Tensor]] = {}
+    at = plan.answers.logits
+    assert at is not None
+    with torch.inference_mode():
+        for batch in rows.batches(BATCH if plan.batchable else 1):
+            reached = boundaries_of(plan, batch.inputs)
+            found.setdefault("whole", []).append(reached[-1][at])
+            for number, head in enumerate(plan.exits):
+                found.setdefault(f"exit:{number}", []).append(head.segment(*reached[head.boundary])[0])
+            if plan.local is not None:
+                found.setdefault("local", []).append(plan.local.segment(*batch.inputs)[at])
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _scaled(plan: Plan, rows: LabelledRows) -> Plan:
+    """The plan with a calibration for every answerer."""
+    scales = {name: Calibration.fit(logits, rows.labels) for name, logits in _logits(plan, rows).items()}
+    local = plan.local
+    return replace(
+        plan,
+        exits=tuple(replace(head, scale=scales[f"exit:{n}"]) for n, head in enumerate(plan.exits)),
+        local=None if local is None else replace(local, scale=scales["local"]),
+        answers=replace(plan.answers, scale=scales["whole"]),
+    )
+
+
+def _sureness(plan: Plan, rows: LabelledRows, trained: list[TrainReport]) -> Iterator[Sureness]:
+    for name, logits in sorted(_logits(plan, rows).items()):
+        number = int(name.split(":")[1]) if ":" in name else None
+        scale = plan.answers.scale if number is None else plan.exits[number].scale
+        if name == "local" and plan.local is not None:
+            scale = plan.local.scale
+        right = (logits.argmax(1) == rows.labels).numpy()
+        yield Sureness(
+            name=name,
+            path="" if number is None else plan.exits[number].path,
+            rows=len(rows),
+            accuracy=float(np.mean(right)),
+            ece_before=ece(confidence_of(logits, None), right),
+            ece_after=ece(confidence_of(logits, scale), right),
+            training=None if number is None else trained[number],
+        )
+
+
+@contextmanager
+def _bar(wanted: bool, steps: int) -> Iterator[Advance]:
+    bar = Progress(console=Console(stderr=True), disable=not wanted, transient=True)
+    with bar:
+        task = bar.add_task("fit", total=steps)
+
+        def advance(text: str) -> None:
+            bar.update(task, advance=1, description=text)
+
+        yield advance
