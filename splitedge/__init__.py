@@ -1,0 +1,94 @@
+"""Edge-cloud collaborative inference: cut a model, put a codec on the cut, decide per request where to compute.
+
+What is named here is the public face; everything else is reached through the room that owns it. Names
+that need torch are loaded when they are first used, so that `import splitedge` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from splitedge.errors import (
+    AuthenticationError,
+    BundleError,
+    CloudBusy,
+    CloudFailed,
+    CloudUnavailable,
+    CodecError,
+    ConfigError,
+    DeadlineExceeded,
+    LinkDown,
+    LinkError,
+    MissingExtra,
+    PartitionError,
+    PolicyError,
+    RecordError,
+    Rejected,
+    RequestError,
+    SplitedgeError,
+    TraceError,
+    UnknownName,
+    WireError,
+)
+from splitedge.policy import Route
+from splitedge.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from splitedge.assemble import deploy
+    from splitedge.deployment import Deployment, load
+    from splitedge.evaluation import Evaluation
+    from splitedge.fitting import FitReport
+    from splitedge.result import Result
+
+_LAZY = {
+    "Deployment": "splitedge.deployment",
+    "Evaluation": "splitedge.evaluation",
+    "FitReport": "splitedge.fitting",
+    "Result": "splitedge.result",
+    "deploy": "splitedge.assemble",
+    "load": "splitedge.deployment",
+}
+
+__all__ = [
+    "AuthenticationError",
+    "BundleError",
+    "CloudBusy",
+    "CloudFailed",
+    "CloudUnavailable",
+    "CodecError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "Deployment",
+    "Evaluation",
+    "FitReport",
+    "LinkDown",
+    "LinkError",
+    "MissingExtra",
+    "PartitionError",
+    "PolicyError",
+    "RecordError",
+    "Rejected",
+    "RequestError",
+    "Result",
+    "Route",
+    "SplitedgeError",
+    "TraceError",
+    "UnknownName",
+    "WireError",
+    "__version__",
+    "deploy",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'splitedge' has no attribute '{name}'")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -134,7 +134,6 @@ class PlanEntry(_Entry):
     batchable: bool
     options: list[OptionEntry] = Field(min_length=1, max_length=MOST_OPTIONS)
     policy: str
-    policy_state: dict[str, Any] | None
     table: list[CutEntry]
     notes: list[str]
 

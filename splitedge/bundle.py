@@ -1,0 +1,239 @@
+"""Plans to bundles and back: what lies in which half, as programs, calibrations and codec states.
+
+    edge/segment-0 ...     head segments, up to the last cut      cloud/segment-1 ...   tail segments
+    edge/exit-0 ...        exits                                  cloud/codecs          decoders' tensors
+    edge/local             the local model
+    edge/codecs            encoders' tensors
+
+Each program is a pair of files (`.json`, `.safetensors`); nothing in a bundle is code or a pickle.
+`sealed.py` keeps the files, `manifest.py` the plan's fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from splitedge import sealed
+from splitedge.calibration import Calibration
+from splitedge.codec import Codec, CodecState, load_codec
+from splitedge.errors import BundleError, CodecError, ConfigError, PartitionError
+from splitedge.manifest import (
+    BoundaryEntry,
+    CodecEntry,
+    CutEntry,
+    ExitEntry,
+    LocalEntry,
+    OptionEntry,
+    PlanEntry,
+    parse,
+)
+from splitedge.plan import Plan
+from splitedge.program import Program
+from splitedge.sealed import Sealed, Side
+from splitedge.segments import Answers, Boundary, CloudSegments, EdgeSegments, ExitHead, Local, Segment
+from splitedge.structure import Structure
+from splitedge.version import VERSION
+
+__all__ = ["Sealed", "Side", "load_cloud", "load_edge", "load_plan", "save_plan", "verify"]
+
+
+def save_plan(plan: Plan, directory: Path | str) -> str:
+    """Write a plan as a bundle and return its digest.
+
+    Raises:
+        BundleError: the directory is not ours to replace, or a part of the plan can not be written down
+            (a half given by hand that could not be exported, say).
+    """
+    entry = _entry(plan)
+    programs = {stem: _program(segment, stem) for stem, segment in _stems(plan)}
+
+    def fill(root: Path) -> None:
+        for stem, program in programs.items():
+            program.save(root / stem)
+        tensors = _codec_tensors(plan)
+        for half in sealed.HALVES:
+            save_file(tensors, root / half / "codecs.safetensors")
+
+    return sealed.write(directory, entry.model_dump(mode="json"), VERSION, fill)
+
+
+def load_plan(
+    directory: Path | str, side: Side = "both", *, digest: str | None = None
+) -> tuple[Plan, Sealed]:
+    """Read a bundle. The plan lacks what only the other side needs.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+        UnknownName: a codec the bundle uses is not installed here.
+    """
+    found = sealed.read(directory, side, digest=digest)
+    entry = parse(found.plan)
+    boundaries = tuple(boundary.make() for boundary in entry.boundaries)
+    half = "cloud" if side == "cloud" else "edge"
+    edge = side != "cloud"
+    plan = Plan(
+        inputs=Structure.from_json(entry.inputs),
+        answers=Answers(Structure.from_json(entry.outputs), _scale(entry.scale)),
+        boundaries=boundaries,
+        segments=_segments(found.directory, entry, side),
+        cuts=tuple(entry.cuts),
+        codecs=_codecs(found.directory / half, entry, boundaries),
+        exits=_exits(found.directory, entry) if edge else (),
+        local=_local(found.directory, entry) if edge else None,
+        batchable=entry.batchable,
+        options=tuple(option.make() for option in entry.options),
+        policy=entry.policy,
+        table=tuple(row.make() for row in entry.table),
+        notes=list(entry.notes),
+    )
+    if plan.inputs.specs != boundaries[0].specs:
+        raise BundleError("'manifest.json': the first boundary is not the model's input")
+    return plan, found
+
+
+def load_edge(directory: Path | str, *, digest: str | None = None) -> EdgeSegments:
+    """The edge's half of a bundle, as the edge runtime takes it. Opens no file of the other half."""
+    plan, found = load_plan(directory, "edge", digest=digest)
+    return plan.edge(found.digest)
+
+
+def load_cloud(directory: Path | str, *, digest: str | None = None) -> CloudSegments:
+    """The cloud's half of a bundle, as the server takes it. Opens no file of the other half."""
+    plan, found = load_plan(directory, "cloud", digest=digest)
+    return plan.cloud(found.digest)
+
+
+def verify(directory: Path | str, side: Side = "both") -> Sealed:
+    """Check every file of a bundle (or of one half) and that its plan can be read.
+
+    Raises:
+        BundleError: something is not as it was saved.
+    """
+    found = sealed.read(directory, side)
+    parse(found.plan)
+    return found
+
+
+# Writing ----------------------------------------------------------------------------------------------
+
+
+def _stems(plan: Plan) -> Iterable[tuple[str, Segment]]:
+    first, last = min(plan.cuts), max(plan.cuts)
+    for i in range(last):
+        yield f"edge/segment-{i}", plan.segments[i]
+    for number, head in enumerate(plan.exits):
+        yield f"edge/exit-{number}", head.segment
+    if plan.local is not None:
+        yield "edge/local", plan.local.segment
+    for i in range(first, len(plan.boundaries)):
+        yield f"cloud/segment-{i}", plan.segments[i]
+
+
+def _program(segment: Segment, stem: str) -> Program:
+    if not isinstance(segment, Program):
+        raise BundleError(
+            f"'{stem}' can not be saved: it is a {type(segment).__name__} that torch.export could not "
+            "capture; a bundle holds no code. It runs in process only"
+        )
+    return segment
+
+
+def _codec_tensors(plan: Plan) -> dict[str, torch.Tensor]:
+    return {
+        f"{boundary}/{name}": tensor.detach().cpu().clone().contiguous()
+        for boundary, codec in plan.codecs.items()
+        for name, tensor in codec.state().tensors.items()
+    }
+
+
+def _entry(plan: Plan) -> PlanEntry:
+    local = plan.local
+    return PlanEntry(
+        inputs=plan.inputs.to_json(),
+        outputs=plan.answers.structure.to_json(),
+        scale=_state(plan.answers.scale),
+        boundaries=[BoundaryEntry.of(boundary) for boundary in plan.boundaries],
+        cuts=list(plan.cuts),
+        codecs=[_codec_entry(boundary, codec) for boundary, codec in sorted(plan.codecs.items())],
+        exits=[ExitEntry(path=h.path, boundary=h.boundary, scale=_state(h.scale)) for h in plan.exits],
+        local=None if local is None else LocalEntry(scale=_state(local.scale)),
+        batchable=plan.batchable,
+        options=[OptionEntry.of(option) for option in plan.options],
+        policy=plan.policy,
+        table=[CutEntry.of(row) for row in plan.table],
+        notes=plan.notes,
+    )
+
+
+def _state(scale: Calibration | None) -> dict[str, Any] | None:
+    return None if scale is None else scale.state()
+
+
+def _codec_entry(boundary: int, codec: Codec) -> CodecEntry:
+    state = codec.state()
+    names = sorted(state.tensors)
+    return CodecEntry(boundary=boundary, name=codec.name, id=codec.id, config=state.config, tensors=names)
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+def _segments(root: Path, entry: PlanEntry, side: Side) -> dict[int, Segment]:
+    first, last, end = min(entry.cuts), max(entry.cuts), len(entry.boundaries)
+    edge = dict.fromkeys(range(last), "edge") if side != "cloud" else {}
+    cloud = dict.fromkeys(range(first, end), "cloud") if side != "edge" else {}
+    return {i: Program.load(root / half / f"segment-{i}") for i, half in {**cloud, **edge}.items()}
+
+
+def _exits(root: Path, entry: PlanEntry) -> tuple[ExitHead, ...]:
+    return tuple(
+        ExitHead(e.path, e.boundary, Program.load(root / "edge" / f"exit-{n}"), _scale(e.scale))
+        for n, e in enumerate(entry.exits)
+    )
+
+
+def _local(root: Path, entry: PlanEntry) -> Local | None:
+    if entry.local is None:
+        return None
+    return Local(Program.load(root / "edge" / "local"), _scale(entry.local.scale))
+
+
+def _scale(state: Mapping[str, Any] | None) -> Calibration | None:
+    if state is None:
+        return None
+    try:
+        return Calibration.from_state(dict(state))
+    except ConfigError as error:
+        raise BundleError(f"'manifest.json': {error}") from None
+
+
+def _codecs(half: Path, entry: PlanEntry, boundaries: tuple[Boundary, ...]) -> dict[int, Codec]:
+    try:
+        tensors = load_file(half / "codecs.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"'{half.name}/codecs.safetensors' can not be read: {error}") from None
+    return {e.boundary: _codec(e, tensors, boundaries[e.boundary]) for e in entry.codecs}
+
+
+def _codec(entry: CodecEntry, tensors: Mapping[str, torch.Tensor], boundary: Boundary) -> Codec:
+    keys = {name: f"{entry.boundary}/{name}" for name in entry.tensors}
+    missing = [key for key in keys.values() if key not in tensors]
+    if missing:
+        raise BundleError(f"'codecs.safetensors' lacks {', '.join(missing)}")
+    state = CodecState(entry.config, {name: tensors[key] for name, key in keys.items()})
+    try:
+        codec = load_codec(entry.name, state, boundary.specs)
+    except (CodecError, PartitionError) as error:
+        raise BundleError(f"codec '{entry.name}' at cut '{boundary.name}': {error}") from None
+    if codec.id != entry.id:
+        raise BundleError(
+            f"codec '{entry.name}' at cut '{boundary.name}' is {codec.id} here and {entry.id} in the bundle; "
+            "is another version of the codec installed?"
+        )
+    return codec
