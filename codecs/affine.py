@@ -11,22 +11,26 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from splitedge.errors import CodecError
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
+Slices = tuple[slice, slice, slice]
 
 _BLOCK = 1 << 16  # values worked on at once: their temporaries stay in the cache and out of the peak
 _WIDEST, _NARROWEST = 1e37, 1e-30
+_ALL = slice(None)
 
 
 class Affine:
-    """Codes 0..steps for values of groups that each have a range.
+    """Codes 0..steps for values of shape (entries, channels, n), a range for each entry and channel.
 
     Args:
-        lo, hi: least and greatest value of each group, float32 of shape (groups,), finite, lo <= hi.
+        lo, hi: least and greatest values, float32 of shape (entries or 1, channels or 1), finite,
+            lo <= hi; a 1 stands for all.
         steps: the greatest code.
     """
 
@@ -35,42 +39,54 @@ class Affine:
         step = span / steps
         ordinary = (span == 0.0) | ((span < _WIDEST) & (span > _NARROWEST))
         kind = np.float32 if bool(ordinary.all()) else np.float64
-        # A constant group has no steps: every value gets code 0 and comes back as `lo`.
+        # A constant channel has no steps: every value gets code 0 and comes back as `lo`.
         inverse = np.divide(1.0, step, out=np.zeros_like(step), where=step > 0.0)
-        self._lo = lo.astype(kind)[:, None]
-        self._hi = hi.astype(kind)[:, None]
-        self._step = step.astype(kind)[:, None]
-        self._inverse = inverse.astype(kind)[:, None]
+        self._lo = lo.astype(kind)[..., None]
+        self._hi = hi.astype(kind)[..., None]
+        self._step = step.astype(kind)[..., None]
+        self._inverse = inverse.astype(kind)[..., None]
         self._steps = steps
 
-    def codes(self, values: F32) -> U8:
-        """Codes of values of shape (groups, n). Values outside their range get the nearest end's code."""
-        out = np.empty(values.shape, np.uint8)
-        for g, i in _blocks(*values.shape):
-            work = np.subtract(values[g, i], self._lo[g])
-            work *= self._inverse[g]
+    def codes(self, values: F32, out: U8) -> None:
+        """Write the codes of `values` into `out`. Beyond its range a value gets the nearer end's code."""
+        for at, of in self._blocks(values.shape):
+            work = np.subtract(values[at], self._lo[of])
+            work *= self._inverse[of]
             np.rint(work, out=work)
             np.clip(work, 0, self._steps, out=work)
-            out[g, i] = work
-        return out
+            np.copyto(out[at], work, casting="unsafe")
 
-    def values(self, codes: U8, out: npt.NDArray[np.floating]) -> None:
-        """Write the values of codes of shape (groups, n) into `out` of the same shape."""
-        for g, i in _blocks(*codes.shape):
-            work = np.multiply(codes[g, i], self._step[g], dtype=self._step.dtype)
-            work += self._lo[g]
-            np.minimum(work, self._hi[g], out=work)
-            out[g, i] = work
+    def values(self, codes: U8, out: torch.Tensor) -> None:
+        """Write the values of `codes` into `out`, a float tensor of the same shape."""
+        direct = out.numpy() if out.dtype is torch.float32 and self._lo.dtype == np.float32 else None
+        for at, of in self._blocks(codes.shape):
+            work = np.multiply(
+                codes[at], self._step[of], dtype=self._step.dtype, out=None if direct is None else direct[at]
+            )
+            work += self._lo[of]
+            np.minimum(work, self._hi[of], out=work)
+            if direct is None:
+                out[at].copy_(torch.from_numpy(work))
+
+    def _blocks(self, shape: tuple[int, ...]) -> Iterator[tuple[Slices, Slices]]:
+        """Slices of the values and of the ranges they need, `_BLOCK` values at a time."""
+        entries, channels, n = shape
+        many_entries, many_channels = self._lo.shape[0] > 1, self._lo.shape[1] > 1
+        for e, c, i in _blocks(entries, channels, n):
+            yield (e, c, i), (e if many_entries else _ALL, c if many_channels else _ALL, _ALL)
 
 
-def _blocks(groups: int, n: int) -> Iterator[tuple[slice, slice]]:
-    if groups * n <= _BLOCK:
-        yield slice(None), slice(None)
+def _blocks(entries: int, channels: int, n: int) -> Iterator[Slices]:
+    per_entry = channels * n
+    if entries * per_entry <= _BLOCK:
+        yield _ALL, _ALL, _ALL
         return
-    high = max(_BLOCK // n, 1)
-    for g in range(0, groups, high):
-        for i in range(0, n, _BLOCK):
-            yield slice(g, g + high), slice(i, i + _BLOCK)
+    e_step = max(_BLOCK // per_entry, 1)
+    c_step = channels if per_entry <= _BLOCK else max(_BLOCK // n, 1)
+    for e in range(0, entries, e_step):
+        for c in range(0, channels, c_step):
+            for i in range(0, n, _BLOCK):
+                yield slice(e, e + e_step), slice(c, c + c_step), slice(i, i + _BLOCK)
 
 
 def ranges_of(values: F32, what: str) -> tuple[F32, F32]:

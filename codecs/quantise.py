@@ -8,10 +8,11 @@ is its bytes. All lengths follow from specs, rows and bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from splitedge.codecs.affine import F32, U8, Affine, pack4, ranges_of, unpack4
 from splitedge.codecs.layout import Layout, Reader, read_bytes, write_bytes
@@ -21,6 +22,8 @@ from splitedge.codecs.states import check_config, config_of
 from splitedge.codec import Codec, CodecState, Tensors, TensorSpec
 from splitedge.errors import CodecError
 
+Bools = npt.NDArray[np.bool_]
+
 # An entry that leaves the calibrated ranges by more than this part of the widest brings its own.
 CLIP_LIMIT = 1.0 / 16.0
 
@@ -28,8 +31,9 @@ CLIP_LIMIT = 1.0 / 16.0
 class _Table:
     """Static ranges of one tensor, float32 of shape (channels,), and how far a value may be clipped."""
 
-    def __init__(self, lo: F32, hi: F32) -> None:
+    def __init__(self, lo: F32, hi: F32, steps: int) -> None:
         self.lo, self.hi = lo, hi
+        self.affine = Affine(lo[None], hi[None], steps)
         slack = CLIP_LIMIT * float((hi.astype(np.float64) - lo).max())
         self.least = lo.astype(np.float64) - slack
         self.most = hi.astype(np.float64) + slack
@@ -62,6 +66,7 @@ class Int8(Codec):
         self._lossy = tuple(lay.dtype.is_floating_point and lay.values(1) > 0 for lay in self._layouts)
         self._tables: dict[int, _Table] = {}
         self._zstd = Zstd()
+        self._steps = (1 << self.bits) - 1
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -89,7 +94,7 @@ class Int8(Codec):
                 found[k] = (lo, hi) if old is None else (np.minimum(lo, old[0]), np.maximum(hi, old[1]))
         if not seen:
             raise CodecError(f"codec '{self.name}': no batches to calibrate on")
-        self._tables = {k: _Table(lo, hi) for k, (lo, hi) in found.items()}
+        self._tables = {k: _Table(lo, hi, self._steps) for k, (lo, hi) in found.items()}
         self._id = None
 
     def state(self) -> CodecState:
@@ -115,7 +120,7 @@ class Int8(Codec):
             )
         for k, layout in enumerate(codec._layouts):
             if codec._lossy[k]:
-                codec._tables[k] = _table_from(state, k, layout.channels, cls.name)
+                codec._tables[k] = _table_from(state, k, layout.channels, codec)
         return codec
 
     # Encode ---------------------------------------------------------------------------------------
@@ -169,22 +174,28 @@ class Int8(Codec):
                 lo, hi = lo.min(axis=1, keepdims=True), hi.max(axis=1, keepdims=True)
             lo, hi = lo[own], hi[own]
             parts += [lo.tobytes(), hi.tobytes()]
-        codes = self._affine(k, own, lo, hi).codes(values.reshape(-1, layout.inner))
+        codes = np.empty(values.shape, np.uint8)
+        for at, affine in self._runs(k, own, lo, hi):
+            affine.codes(values[at], codes[at])
         parts.append((pack4(codes) if self.bits == 4 else codes.reshape(-1)).data)
         return parts
 
-    def _affine(self, k: int, own: np.ndarray[tuple[int], np.dtype[np.bool_]], lo: F32, hi: F32) -> Affine:
-        """Ranges of every entry and channel: the tensor's table, or the entry's own where it has one."""
-        layout, table = self._layouts[k], self._tables.get(k)
-        shape = (own.size, layout.channels)
-        if table is None:
-            full_lo, full_hi = np.broadcast_to(lo, shape), np.broadcast_to(hi, shape)
-        else:
-            full_lo, full_hi = np.broadcast_to(table.lo, shape), np.broadcast_to(table.hi, shape)
-            if own.any():
-                full_lo, full_hi = full_lo.copy(), full_hi.copy()
-                full_lo[own], full_hi[own] = lo, hi
-        return Affine(full_lo.reshape(-1), full_hi.reshape(-1), (1 << self.bits) - 1)
+    def _runs(self, k: int, own: Bools, lo: F32, hi: F32) -> Iterator[tuple[slice, Affine]]:
+        """Runs of neighbouring entries that all use the table, or all their own ranges (lo, hi)."""
+        table = self._tables.get(k)
+        if table is not None and not own.any():
+            yield slice(None), table.affine
+            return
+        ends = [*(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), own.size]
+        start = used = 0
+        for end in ends:
+            if table is not None and not own[start]:
+                yield slice(start, end), table.affine
+            else:
+                next_ = used + end - start
+                yield slice(start, end), Affine(lo[used:next_], hi[used:next_], self._steps)
+                used = next_
+            start = end
 
     # Decode ---------------------------------------------------------------------------------------
 
@@ -212,15 +223,10 @@ class Int8(Codec):
         packed = np.frombuffer(reader.take(self._code_bytes(n), f"codes of {layout.spec}"), np.uint8)
         codes: U8 = unpack4(packed, n) if self.bits == 4 else packed
         tensor = layout.new(rows)
-        affine = self._affine(k, own, lo, hi)
-        grouped = codes.reshape(-1, layout.inner)
-        if tensor.dtype is torch.bfloat16:
-            # NumPy has no bfloat16; the float32 copy is the one place where decoding costs more.
-            wide = np.empty(grouped.shape, np.float32)
-            affine.values(grouped, wide)
-            tensor.view(-1).copy_(torch.from_numpy(wide).view(-1))
-        else:
-            affine.values(grouped, tensor.numpy().reshape(grouped.shape))
+        shape = (entries, layout.channels, layout.inner)
+        grouped, values = codes.reshape(shape), tensor.view(shape)
+        for at, affine in self._runs(k, own, lo, hi):
+            affine.values(grouped[at], values[at])
         return layout.back(tensor)
 
 
@@ -238,7 +244,7 @@ def _bitmap_bytes(entries: int) -> int:
     return (entries + 7) // 8
 
 
-def _read_bitmap(raw: memoryview, entries: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _read_bitmap(raw: memoryview, entries: int) -> Bools:
     bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
     if bits[entries:].any():
         raise CodecError("range bits are set for rows that are not there")
@@ -254,11 +260,11 @@ def _read_ranges(reader: Reader, entries: int, ranges: int) -> tuple[F32, F32]:
     return lo, hi
 
 
-def _table_from(state: CodecState, k: int, channels: int, name: str) -> _Table:
+def _table_from(state: CodecState, k: int, channels: int, codec: Int8) -> _Table:
     lo, hi = state.tensors[f"lo{k}"], state.tensors[f"hi{k}"]
     for end in (lo, hi):
         if end.dtype is not torch.float32 or tuple(end.shape) != (channels,) or not end.isfinite().all():
-            raise CodecError(f"codec '{name}': saved ranges of tensor {k} are not {channels} finite floats")
+            raise CodecError(f"'{codec.name}': saved ranges of tensor {k} are not {channels} finite floats")
     if not (lo <= hi).all():
-        raise CodecError(f"codec '{name}': a saved range of tensor {k} is upside down")
-    return _Table(lo.cpu().numpy().copy(), hi.cpu().numpy().copy())
+        raise CodecError(f"'{codec.name}': a saved range of tensor {k} is upside down")
+    return _Table(lo.cpu().numpy().copy(), hi.cpu().numpy().copy(), codec._steps)
