@@ -1,0 +1,48 @@
+"""How long batches take, learnt from those that ran."""
+
+from __future__ import annotations
+
+FORGET = 0.05
+
+
+class ServiceTime:
+    """Seconds of a batch as a + b * rows, fitted by exponentially weighted least squares.
+
+    `peak_s` follows a slower run at once and a faster one slowly, so that "quick" is never said of a
+    lane that was slow a moment ago.
+    """
+
+    __slots__ = ("_rows", "_rows2", "_seconds", "_slant", "peak_s", "runs")
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.peak_s = 0.0
+        self._rows = self._rows2 = self._seconds = self._slant = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Take one run."""
+        keep = 1.0 - max(FORGET, 1.0 / (self.runs + 1))
+        self.runs += 1
+        self._rows = keep * self._rows + (1 - keep) * rows
+        self._rows2 = keep * self._rows2 + (1 - keep) * rows * rows
+        self._seconds = keep * self._seconds + (1 - keep) * seconds
+        self._slant = keep * self._slant + (1 - keep) * rows * seconds
+        self.peak_s = max(seconds, 0.9 * self.peak_s + 0.1 * seconds)
+
+    def predict(self, rows: float) -> float:
+        """Seconds of a batch of `rows`; 0 before the first run."""
+        per_run, per_row = self.line()
+        return per_run + per_row * rows
+
+    def line(self) -> tuple[float, float]:
+        """Seconds of a run by itself, and of each row more; neither is negative."""
+        if not self.runs:
+            return 0.0, 0.0
+        spread = self._rows2 - self._rows * self._rows
+        if spread < 0.01 * self._rows2:  # runs of one size: charge the rows, which errs on the careful side
+            return 0.0, self._seconds / self._rows
+        per_row = max(0.0, (self._slant - self._rows * self._seconds) / spread)
+        per_run = self._seconds - per_row * self._rows
+        if per_run < 0.0:
+            return 0.0, self._seconds / self._rows
+        return per_run, per_row
