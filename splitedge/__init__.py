@@ -1,4 +1,4 @@
-"""Edge-cloud collaborative inference: cut a model, put a codec on the cut, decide per request where to compute.
+"""Edge-cloud inference: cut a model, put a codec on the cut, decide per request where to compute.
 
 What is named here is the public face; everything else is reached through the room that owns it. Names
 that need torch are loaded when they are first used, so that `import splitedge` is quick.
@@ -18,6 +18,7 @@ from splitedge.errors import (
     CodecError,
     ConfigError,
     DeadlineExceeded,
+    EdgeFailed,
     LinkDown,
     LinkError,
     MissingExtra,
@@ -25,6 +26,7 @@ from splitedge.errors import (
     PolicyError,
     RecordError,
     Rejected,
+    RequestCancelled,
     RequestError,
     SplitedgeError,
     TraceError,
@@ -60,6 +62,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceeded",
     "Deployment",
+    "EdgeFailed",
     "Evaluation",
     "FitReport",
     "LinkDown",
@@ -69,6 +72,7 @@ __all__ = [
     "PolicyError",
     "RecordError",
     "Rejected",
+    "RequestCancelled",
     "RequestError",
     "Result",
     "Route",
