@@ -1,0 +1,161 @@
+"""`splitedge demo`: the whole way on one machine. A small CNN with one exit is trained on real digits,
+deployed, and served by real processes over a replayed LTE-like channel that is cut in the middle; the same
+stream of images is run by four strategies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from splitedge.sim.compare import Row, Strategy, Stream, compare
+from splitedge.sim.demo_model import Digits, digits, train
+from splitedge.sim.link import Channel
+from splitedge.sim.synth import LteLike, lte_like
+
+import splitedge
+from splitedge.keys import new_keys, trust
+
+RATE_HZ = 25.0
+DEADLINE_S = 0.15
+REQUESTS = 250
+CUT_S = (4.0, 6.0)
+SEED = 7
+#: A cell's edge: the uplink carries about a tenth of good LTE.
+CHANNEL = LteLike(up_mbps=0.8, down_mbps=3.0, rtt_s=0.045)
+
+COLUMNS = ("accuracy", "p50_s", "p95_s", "deadlines_met", "bytes_per_request", "joules_per_request")
+JSON_KEYS = ("name", *COLUMNS, "routes", "requests", "lost")
+
+
+class _Display:
+    """Progress on stderr, so that stdout holds the result and nothing else."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            console=self.console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, name: str, share: float) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self.bar.add_task(name, total=1.0)
+        self.bar.update(self._tasks[name], completed=share)
+
+
+def main(as_json: bool = False) -> None:
+    """Run the demo; print a table, or one JSON object.
+
+    Raises:
+        SplitedgeError: a process did not start or died; the message quotes its log.
+    """
+    display = _Display()
+    with display.bar, tempfile.TemporaryDirectory(prefix="splitedge-demo-") as work:
+        data = digits()
+        bundles = _deploy(data, Path(work), display)
+        rows = asyncio.run(_stream(bundles, data, Path(work), display))
+    if as_json:
+        json.dump({"channel": _channel(), "rows": [_as_json(row) for row in rows]}, sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        Console().print(_table(rows))
+
+
+def _deploy(data: Digits, work: Path, display: _Display) -> tuple[Path, Path]:
+    """Train, deploy with and without the exit, save both bundles."""
+    torch.set_num_threads(2)
+    model = train(data.train, progress=lambda share: display("training the CNN", share))
+    display("fitting the exit", 0.0)
+    full, bare = work / "full", work / "bare"
+    with splitedge.deploy(model, data.train[0][:32], exits=["stem"], cut="stem") as deployment:
+        deployment.fit(data.train, data.val)
+        deployment.save(full)
+    display("fitting the exit", 0.7)
+    with splitedge.deploy(model, data.train[0][:32], cut="stem") as deployment:
+        deployment.fit(data.train, data.val)
+        deployment.save(bare)
+    display("fitting the exit", 1.0)
+    return full, bare
+
+
+async def _stream(bundles: tuple[Path, Path], data: Digits, work: Path, display: _Display) -> list[Row]:
+    full, bare = bundles
+    cloud_keys, edge_keys = work / "cloud-keys", work / "edge-keys"
+    trust(edge_keys, new_keys(cloud_keys, "cloud"))
+    trust(cloud_keys, new_keys(edge_keys, "edge"))
+    images, labels = (part[:REQUESTS].numpy() for part in data.test)
+    stream = Stream(images, labels, RATE_HZ, DEADLINE_S, CUT_S)
+    trace = lte_like(60.0, SEED, CHANNEL)
+    return await compare(
+        [
+            Strategy("local only (early exit)", full, "static:exit"),
+            Strategy("cloud only", bare, "static:cloud"),
+            Strategy("fixed split", bare, "static:split"),
+            Strategy("splitedge (deadline)", full, "deadline"),
+        ],
+        stream,
+        lambda: (Channel.of(trace, "up"), Channel.of(trace, "down")),
+        (cloud_keys, edge_keys),
+        work,
+        progress=lambda name, share: display(f"streaming: {name}", share),
+    )
+
+
+def _channel() -> dict[str, Any]:
+    return {
+        "kind": "lte-like (synthetic)",
+        "seed": SEED,
+        **asdict(CHANNEL),
+        "cut_s": CUT_S,
+        "deadline_s": DEADLINE_S,
+        "rate_hz": RATE_HZ,
+    }
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    return {key: values[key] for key in JSON_KEYS}
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=f"{rows[0].requests} images at {RATE_HZ:g}/s, deadline {DEADLINE_S * 1e3:g} ms, "
+        f"LTE-like uplink around {CHANNEL.up_mbps:g} Mbit/s, link cut from {CUT_S[0]:g} s to {CUT_S[1]:g} s",
+        caption="Right in time: right answers within the deadline, over all requests. Joules are modelled "
+        "(phone, LTE).\nThe first three run without a plan B: what the cloud doesn't answer fails.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("strategy")
+    for name in ("accuracy", "right in time", "deadlines met", "p50", "p95", "bytes", "mJ", "lost"):
+        table.add_column(name, justify="right")
+    table.add_column("routes")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.accuracy:.1%}",
+            f"{row.correct_in_time:.1%}",
+            f"{row.deadlines_met:.1%}",
+            f"{row.p50_s * 1e3:.1f} ms",
+            f"{row.p95_s * 1e3:.1f} ms",
+            f"{row.bytes_per_request:.0f}",
+            f"{row.joules_per_request * 1e3:.2f}",
+            str(row.lost),
+            ", ".join(f"{route} {count}" for route, count in row.routes.items()),
+        )
+    return table
