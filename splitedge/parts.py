@@ -39,7 +39,10 @@ class Flow(Protocol):
 
 
 class EdgeModel(Protocol):
-    """The edge's half: head segments, exits, encoders, and perhaps a local model. One thread at a time."""
+    """The edge's half: head segments, exits, encoders, and perhaps a local model.
+
+    `run` is called from one thread at a time; the others change nothing and may be called meanwhile.
+    """
 
     @property
     def digest(self) -> str:
@@ -53,6 +56,14 @@ class EdgeModel(Protocol):
 
     def lane(self, option: int) -> Lane:
         """The lane a remote option's payloads are sent on."""
+        ...
+
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The flat tensors of the model's input."""
+        ...
+
+    def assemble(self, tensors: Tensors) -> Any:
+        """What `open` takes, from its flat tensors: the way in for callers that know no Python structure."""
         ...
 
     def open(self, inputs: Any) -> Flow:

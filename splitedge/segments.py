@@ -204,6 +204,14 @@ class EdgeSegments:
         """The flat tensors of the model's output."""
         return self._answers.specs
 
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The flat tensors of the model's input."""
+        return self._boundaries[0].specs
+
+    def assemble(self, tensors: Tensors) -> Any:
+        """The model's input from its flat tensors."""
+        return self._inputs.unflatten(tensors)
+
     def open(self, inputs: Any) -> SegmentFlow:
         """Check a caller's input and begin a flow.
 

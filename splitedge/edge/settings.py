@@ -1,0 +1,80 @@
+"""The edge's settings, with units, defaults and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_MIB = 2**20
+
+
+class EdgeSettings(BaseModel):
+    """What an operator may turn on an edge. Unknown names are refused.
+
+    Attributes:
+        name: the model's name in the HTTP API.
+        cloud: endpoint of the cloud (`tcp://host:port`); None computes everything here.
+        keys: this device's key directory (`splitedge keys new`); needed off loopback.
+        key_name: which private key of that directory, where it holds several.
+        cloud_key: which trusted key is the cloud's, where there are several.
+        policy: policy by name; None takes the bundle's.
+        power: name of the power profile that models joules.
+        battery: whether to read the system's battery and tell the policy.
+        battery_interval_s: seconds between two readings.
+        http: `host:port` of API, metrics and dashboard; port 0 for any free one.
+        max_body: bytes of an HTTP request's body.
+        max_connections: open HTTP connections.
+        receive_s: seconds for an HTTP request's header to arrive, and again for its body.
+        records: file to append one row a request to.
+        recent: records kept in memory for the dashboard and `/records`.
+        drain_s: seconds that requests in flight get when the daemon stops.
+        heartbeat_s: seconds between heartbeats on the link; a silent peer is given up after three.
+        reconnect_s, reconnect_max_s: backoff between attempts to connect.
+        hello_s: seconds to wait for the cloud's welcome before asking again.
+        max_message: bytes of one message from the cloud.
+        max_unanswered: bytes that may be on their way to the cloud without a sign of having arrived.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    cloud: str | None = None
+    keys: Path | None = None
+    key_name: str | None = None
+    cloud_key: str | None = None
+    policy: str | None = None
+    power: str = "none"
+    battery: bool = False
+    battery_interval_s: float = Field(30.0, gt=0, le=3600, allow_inf_nan=False)
+    http: str = "127.0.0.1:8080"
+    max_body: int = Field(32 * _MIB, ge=1024, le=2**31)
+    max_connections: int = Field(256, ge=1, le=65536)
+    receive_s: float = Field(10.0, gt=0, le=600, allow_inf_nan=False)
+    records: Path | None = None
+    recent: int = Field(1000, ge=1, le=100_000)
+    drain_s: float = Field(10.0, ge=0, le=600, allow_inf_nan=False)
+    heartbeat_s: float = Field(0.5, ge=0.05, le=60, allow_inf_nan=False)
+    reconnect_s: float = Field(0.1, ge=0.01, le=60, allow_inf_nan=False)
+    reconnect_max_s: float = Field(2.0, ge=0.01, le=600, allow_inf_nan=False)
+    hello_s: float = Field(1.0, gt=0, le=60, allow_inf_nan=False)
+    max_message: int = Field(32 * _MIB, ge=_MIB // 4, le=2**31)
+    max_unanswered: int = Field(64 * _MIB, ge=_MIB, le=2**32)
+
+    @field_validator("http")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"'{value}' is no address; write HOST:PORT, e.g. 127.0.0.1:8080")
+        return value
+
+    @property
+    def http_host(self) -> str:
+        """Host part of `http`, without brackets."""
+        return self.http.rpartition(":")[0].strip("[]")
+
+    @property
+    def http_port(self) -> int:
+        """Port part of `http`."""
+        return int(self.http.rpartition(":")[2])
