@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -185,7 +185,7 @@ class ZmqLink:
     def _look_again(self) -> None:
         """Sending may swallow the signal that a message has come; then nobody else would read it."""
         assert self._socket is not None and self._loop is not None
-        if not self._drain_soon and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if not self._drain_soon and _readable(self._socket):
             self._drain_soon = True
             self._loop.call_soon(self._drain)
 
@@ -193,7 +193,7 @@ class ZmqLink:
         self._drain_soon = False
         for _ in range(_DRAIN_AT_ONCE):
             socket = self._socket
-            if socket is None or not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if socket is None or not _readable(socket):
                 return
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -206,7 +206,7 @@ class ZmqLink:
 
     def _watch(self) -> None:
         """Read what the monitor has to tell."""
-        while self._monitor is not None and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self._monitor is not None and _readable(self._monitor):
             self._take(recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"])
 
     def _take(self, event: int) -> None:
@@ -255,3 +255,8 @@ class ZmqLink:
         if self._own_context and self._context is not None:
             self._context.term()
             self._context = None
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message waits. Asking also makes libzmq take note of what its own thread did."""
+    return bool(cast(int, socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 _PING = -1  # stands for a request's number in the byte budget; requests count from 1
 _MAX_MS = 0xFFFF_FFFF
 _PINGS_KEPT = 16
+_SENT_KEPT = 16384  # when each attempt was sent; late replies still teach the estimators
 Frames = Sequence[bytes | zmq.Frame]
 
 
@@ -257,6 +258,8 @@ class Remote:
         key = (action.request, action.attempt)
         self._unanswered.sent(key, nbytes)
         self._sent[key] = self._clock()
+        if len(self._sent) > _SENT_KEPT:
+            del self._sent[next(iter(self._sent))]
         return nbytes
 
     def cancel(self, request: int) -> None:
@@ -333,8 +336,3 @@ class Remote:
         received, sent_back = message.received_ns * 1e-9, message.sent_ns * 1e-9
         self.offset.observe(sent, received, sent_back, now)
         self._emit(Ponged(max(0.0, now - sent - max(0.0, sent_back - received))))
-
-    def ended(self, request: int, attempts: int) -> None:
-        """The request is over: forget when its attempts were sent."""
-        for attempt in range(attempts + 1):
-            self._sent.pop((request, attempt), None)

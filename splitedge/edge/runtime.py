@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -52,6 +53,7 @@ from splitedge.power import BatteryMeter
 from splitedge.record import Record
 from splitedge.records import RecordStore
 from splitedge.result import Result
+from splitedge.wire import Reply
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,6 @@ class _Call:
     deadline_s: float
     outputs: dict[tuple[Source, int], Any] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
-    attempts: int = 0
 
 
 class EdgeRuntime:
@@ -111,6 +112,7 @@ class EdgeRuntime:
         self._events: deque[Event] = deque()
         self._feeding = False
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
         self._battery_timer: asyncio.TimerHandle | None = None
         self._runner: StageRunner | None = None
         self._draining = False
@@ -246,7 +248,7 @@ class EdgeRuntime:
         flow = self._model.open(inputs)
         request = next(self._ids)
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._calls[request] = _Call(flow, future, float("inf") if deadline_s is None else deadline_s)
+        self._calls[request] = _Call(flow, future, math.inf if deadline_s is None else deadline_s)
         try:
             self._feed(Arrived(request, flow.rows, deadline_s, route))
             return await future
@@ -258,11 +260,7 @@ class EdgeRuntime:
             self._forget(request)
 
     def _forget(self, request: int) -> None:
-        call = self._calls.pop(request, None)
-        if call is None:
-            return
-        if call.attempts and self._remote is not None:
-            self._remote.ended(request, call.attempts)
+        self._calls.pop(request, None)
         if not self._calls and self._idle is not None:
             self._idle.set()
 
@@ -294,7 +292,7 @@ class EdgeRuntime:
     def _schedule(self) -> None:
         """One timer, never later than the engine wants to be woken. An early one is put off when it fires."""
         wake = self._engine.wake_at
-        if wake == float("inf"):
+        if wake == math.inf:
             return
         if self._timer is not None:
             if self._wakes_at <= wake:
@@ -355,7 +353,6 @@ class EdgeRuntime:
         if call is None or payload is None or self._remote is None:
             self._feed(SendFailed(action.request, action.attempt, "nothing to send, or nowhere to"))
             return
-        call.attempts = max(call.attempts, action.attempt)
         self._remote.send(action, payload)
 
     def _cancel_remote(self, action: CancelRemote) -> None:
@@ -370,23 +367,19 @@ class EdgeRuntime:
         """Check a reply against the model before anything of it is used."""
         message = arrival.message
         call = self._calls.get(message.request)
-        if call is None:
-            return
-        request, attempt = message.request, message.attempt
-        try:
-            rows = rows_of(self._output_specs, message.tensors, "the model's output")
-            if rows != call.flow.rows:
-                raise CodecError(f"the cloud answered {rows} rows, {call.flow.rows} were asked for")
-            output, confidence = self._model.finish(message.tensors, rows)
-        except Exception as error:  # `finish` is the model's code; the request must still end
-            log.warning("the cloud's reply to request %d is of no use: %s", request, error)
-            self._feed(Refused(request, attempt, Refusal.BAD, f"its reply does not fit the model: {error}"))
-            return
-        call.outputs[Source.CLOUD, -1] = output
+        confidence = math.nan
+        if call is not None:
+            try:
+                confidence = self._take(call, message)
+            except Exception as error:  # `finish` is the model's code; the request must still end
+                log.warning("the reply to request %d is of no use: %s", message.request, error)
+                why = f"its reply does not fit the model: {error}"
+                self._feed(Refused(message.request, message.attempt, Refusal.BAD, why))
+                return
         self._feed(
             Replied(
-                request,
-                attempt,
+                message.request,
+                message.attempt,
                 arrival.uplink_s,
                 arrival.downlink_s,
                 message.queue_ns * 1e-9,
@@ -396,6 +389,13 @@ class EdgeRuntime:
                 confidence,
             )
         )
+
+    def _take(self, call: _Call, message: Reply) -> float:
+        rows = rows_of(self._output_specs, message.tensors, "the model's output")
+        if rows != call.flow.rows:
+            raise CodecError(f"the cloud answered {rows} rows, {call.flow.rows} were asked for")
+        call.outputs[Source.CLOUD, -1], confidence = self._model.finish(message.tensors, rows)
+        return confidence
 
     # Ends -----------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class EdgeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(default="model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     cloud: str | None = None
     keys: Path | None = None
     key_name: str | None = None
@@ -46,20 +46,20 @@ class EdgeSettings(BaseModel):
     policy: str | None = None
     power: str = "none"
     battery: bool = False
-    battery_interval_s: float = Field(30.0, gt=0, le=3600, allow_inf_nan=False)
+    battery_interval_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
     http: str = "127.0.0.1:8080"
-    max_body: int = Field(32 * _MIB, ge=1024, le=2**31)
-    max_connections: int = Field(256, ge=1, le=65536)
-    receive_s: float = Field(10.0, gt=0, le=600, allow_inf_nan=False)
+    max_body: int = Field(default=32 * _MIB, ge=1024, le=2**31)
+    max_connections: int = Field(default=256, ge=1, le=65536)
+    receive_s: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
     records: Path | None = None
-    recent: int = Field(1000, ge=1, le=100_000)
-    drain_s: float = Field(10.0, ge=0, le=600, allow_inf_nan=False)
-    heartbeat_s: float = Field(0.5, ge=0.05, le=60, allow_inf_nan=False)
-    reconnect_s: float = Field(0.1, ge=0.01, le=60, allow_inf_nan=False)
-    reconnect_max_s: float = Field(2.0, ge=0.01, le=600, allow_inf_nan=False)
-    hello_s: float = Field(1.0, gt=0, le=60, allow_inf_nan=False)
-    max_message: int = Field(32 * _MIB, ge=_MIB // 4, le=2**31)
-    max_unanswered: int = Field(64 * _MIB, ge=_MIB, le=2**32)
+    recent: int = Field(default=1000, ge=1, le=100_000)
+    drain_s: float = Field(default=10.0, ge=0, le=600, allow_inf_nan=False)
+    heartbeat_s: float = Field(default=0.5, ge=0.05, le=60, allow_inf_nan=False)
+    reconnect_s: float = Field(default=0.1, ge=0.01, le=60, allow_inf_nan=False)
+    reconnect_max_s: float = Field(default=2.0, ge=0.01, le=600, allow_inf_nan=False)
+    hello_s: float = Field(default=1.0, gt=0, le=60, allow_inf_nan=False)
+    max_message: int = Field(default=32 * _MIB, ge=_MIB // 4, le=2**31)
+    max_unanswered: int = Field(default=64 * _MIB, ge=_MIB, le=2**32)
 
     @field_validator("http")
     @classmethod
