@@ -124,8 +124,8 @@ def verify(directory: Path | str, side: Side = "both") -> Sealed:
 
 
 def _stems(plan: Plan) -> Iterable[tuple[str, Segment]]:
-    first, last = min(plan.cuts), max(plan.cuts)
-    for i in range(last):
+    first = min(plan.cuts)
+    for i in range(plan.edge_end):
         yield f"edge/segment-{i}", plan.segments[i]
     for number, head in enumerate(plan.exits):
         yield f"edge/exit-{number}", head.segment
@@ -185,7 +185,8 @@ def _codec_entry(boundary: int, codec: Codec) -> CodecEntry:
 
 
 def _segments(root: Path, entry: PlanEntry, side: Side) -> dict[int, Segment]:
-    first, last, end = min(entry.cuts), max(entry.cuts), len(entry.boundaries)
+    first, end = min(entry.cuts), len(entry.boundaries)
+    last = max((*entry.cuts, *(exit_.boundary for exit_ in entry.exits)))
     edge = dict.fromkeys(range(last), "edge") if side != "cloud" else {}
     cloud = dict.fromkeys(range(first, end), "cloud") if side != "edge" else {}
     return {i: Program.load(root / half / f"segment-{i}") for i, half in {**cloud, **edge}.items()}

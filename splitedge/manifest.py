@@ -156,7 +156,7 @@ def parse(plan: Mapping[str, Any]) -> PlanEntry:
         "two boundaries have one name": len(set(names)) != count,
         "the first boundary is not the model's input": names[0] != "",
         "a cut is no boundary": any(not 0 <= cut < count for cut in entry.cuts),
-        "an exit is at no boundary of the edge": any(e.boundary > max(entry.cuts) for e in entry.exits),
+        "an exit is at no boundary": any(e.boundary >= count for e in entry.exits),
         "the codecs are not one a cut": sorted(c.boundary for c in entry.codecs) != sorted(entry.cuts),
         "an option names what is not there": any(_dangles(o, entry, names) for o in entry.options),
     }

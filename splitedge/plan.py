@@ -83,7 +83,7 @@ class Plan:
 
     def edge(self, digest: str) -> EdgeSegments:
         """The edge's half."""
-        last = max(self.cuts)
+        last = self.edge_end
         return EdgeSegments(
             digest,
             self.options,
@@ -112,6 +112,11 @@ class Plan:
     def boundaries_by_name(self) -> dict[str, int]:
         """Index of every boundary by its name."""
         return {boundary.name: i for i, boundary in enumerate(self.boundaries)}
+
+    @property
+    def edge_end(self) -> int:
+        """The last boundary the edge can reach: that of its last cut or exit."""
+        return max((*self.cuts, *(head.boundary for head in self.exits)))
 
     @property
     def mergeable(self) -> bool:
