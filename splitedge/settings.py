@@ -24,7 +24,8 @@ class EngineSettings(BaseModel):
         breaker_failures: consecutive failures that open the circuit.
         probe_base_s, probe_max_s: while the circuit is open a ping is sent after `probe_base_s`, then
             twice that, up to `probe_max_s`.
-        ping_interval_s: seconds without a sign of life after which an idle link is pinged; 0 for never.
+        ping_interval_s: seconds between pings; doubled while no request arrives, up to `ping_idle_max_s`
+            (a ping keeps a radio awake). 0 for no pings but those of an open circuit.
         ping_timeout_s: seconds after which a ping counts as lost.
         seed: of the generator of the jitter.
     """
@@ -46,5 +47,6 @@ class EngineSettings(BaseModel):
     probe_base_s: float = Field(default=0.2, gt=0, le=600, allow_inf_nan=False)
     probe_max_s: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)
     ping_interval_s: float = Field(default=1.0, ge=0, le=3600, allow_inf_nan=False)
+    ping_idle_max_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
     ping_timeout_s: float = Field(default=2.0, gt=0, le=3600, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
