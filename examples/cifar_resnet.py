@@ -81,9 +81,7 @@ def main():
     parser.add_argument(
         "--trace", default="mahimahi/TMobile-UMTS-driving", help="pair in traces/: NAME.up.csv, NAME.down.csv"
     )
-    parser.add_argument(
-        "--rtt-ms", type=float, default=60.0, help="RTT without queueing (the files have none)"
-    )
+    parser.add_argument("--rtt-ms", type=float, default=60.0, help="RTT without queueing")
     parser.add_argument("--deadline-ms", type=float, default=150.0)
     parser.add_argument("--rate", type=float, default=20.0, help="images a second")
     parser.add_argument("--requests", type=int, default=600)
