@@ -224,13 +224,6 @@ class AllowList:
         self._keys, self._signature = keys, signature
         log.info("%d keys are trusted", len(keys))
 
-    def callback(self, domain: str, key: bytes) -> bool:
-        """What pyzmq's authenticator asks for each handshake."""
-        allowed = key in self
-        if not allowed:
-            log.warning("refused a connection: key %s is not trusted", key.decode("ascii", "replace"))
-        return allowed
-
 
 class Authenticator:
     """Answers libzmq's question whether a client's key may connect, in a thread of its own.
@@ -243,6 +236,7 @@ class Authenticator:
         self._context = context
         self._pair = pair
         self._allow = allow
+        self._stranger = b""
         self._thread: zmq.auth.thread.ThreadAuthenticator | None = None
 
     @property
@@ -258,9 +252,11 @@ class Authenticator:
         """
         self._thread = zmq.auth.thread.ThreadAuthenticator(self._context)
         self._thread.start()
-        self._thread.configure_curve_callback(domain=DOMAIN, credentials_provider=self._allow)
+        self._thread.configure_curve_callback(domain=DOMAIN, credentials_provider=self)
+        stranger = KeyPair("stranger", *zmq.curve_keypair())
+        self._stranger = stranger.public
         try:
-            refused = _stranger_is_refused(self._context, self._pair)
+            refused = _is_refused(self._context, self._pair, stranger)
         except BaseException:
             self.stop()
             raise
@@ -271,6 +267,13 @@ class Authenticator:
                 "check that no other authenticator runs in this process"
             )
 
+    def callback(self, domain: str, key: bytes) -> bool:
+        """What pyzmq asks for each handshake; must not raise."""
+        allowed = key in self._allow
+        if not allowed and key != self._stranger:
+            log.warning("refused a connection: key %s is not trusted", key.decode("ascii", "replace"))
+        return allowed
+
     def stop(self) -> None:
         """Stop deciding."""
         if self._thread is not None:
@@ -278,7 +281,7 @@ class Authenticator:
             self._thread = None
 
 
-def _stranger_is_refused(context: zmq.Context[zmq.Socket[bytes]], pair: KeyPair) -> bool:
+def _is_refused(context: zmq.Context[zmq.Socket[bytes]], pair: KeyPair, stranger: KeyPair) -> bool:
     """Connect to a throw-away socket, secured as the real one will be, with a key nobody trusts."""
     server, client = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     monitor = client.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_SUCCEEDED)
@@ -286,7 +289,7 @@ def _stranger_is_refused(context: zmq.Context[zmq.Socket[bytes]], pair: KeyPair)
         server.linger = client.linger = 0
         secure_server(server, pair)
         port = server.bind_to_random_port("tcp://127.0.0.1")
-        secure_client(client, KeyPair("stranger", *zmq.curve_keypair()), pair.public)
+        secure_client(client, stranger, pair.public)
         client.connect(f"tcp://127.0.0.1:{port}")
         if not monitor.poll(int(SELF_TEST_S * 1000)):
             return False
