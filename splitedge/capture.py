@@ -110,7 +110,9 @@ def _batch(tensors: Sequence[torch.Tensor]) -> tuple[int, list[bool]]:
     return rows, [n == rows for n in sizes]
 
 
-def repeated(tensors: Sequence[torch.Tensor], batched: Sequence[bool], rows: int, to: int) -> list[torch.Tensor]:
+def repeated(
+    tensors: Sequence[torch.Tensor], batched: Sequence[bool], rows: int, to: int
+) -> list[torch.Tensor]:
     """The example with `to` rows, rows repeated in turn."""
     if rows == to:
         return list(tensors)
@@ -359,7 +361,9 @@ _VIEWS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: at
 
 def _copy_call(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
     base = base_name(node)
-    if base in _IDENTITY or (base in ("dropout", "feature_dropout", "alpha_dropout") and node.args[2] is False):
+    if base in _IDENTITY or (
+        base in ("dropout", "feature_dropout", "alpha_dropout") and node.args[2] is False
+    ):
         return copies[node.args[0]]  # type: ignore[index]
     copy = graph.node_copy(node, lambda n: copies[n])
     copy.target = _VIEWS.get(copy.target, copy.target)

@@ -43,7 +43,9 @@ def _needed(values: Values, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node
             continue
         if node.op == "placeholder":
             names = ", ".join(n.name for n in inputs)
-            raise PartitionError(f"'{outputs[0].name}' can not be made from {names}: it needs the input '{node.name}'")
+            raise PartitionError(
+                f"'{outputs[0].name}' can not be made from {names}: it needs the input '{node.name}'"
+            )
         seen.add(node)
         stack.extend(node.all_input_nodes)
     return sorted(seen, key=values.order.__getitem__)
@@ -137,7 +139,9 @@ class _Extraction:
                     break
             else:
                 names = ", ".join(n.name for n in self.inputs)
-                raise PartitionError(f"none of the tensors {names} has the batch dimension, which the tail needs")
+                raise PartitionError(
+                    f"none of the tensors {names} has the batch dimension, which the tail needs"
+                )
         return self.batch
 
     def _rows(self, tensor: fx.Node, dim: int, length: int) -> fx.Node:

@@ -149,6 +149,21 @@ class Graph:
         """FLOPs of each computing call at batch size 1, by name."""
         return {u.node.name: u.flops for u in self._values.units}
 
+    @property
+    def total_flops(self) -> int:
+        """FLOPs of the whole model at batch size 1."""
+        return sum(u.flops for u in self._values.units)
+
+    @property
+    def total_params(self) -> int:
+        """Parameters of the whole model that its output depends on."""
+        return self._params(self._values.captured.parameters)
+
+    @property
+    def example_rows(self) -> int:
+        """Rows of the example inputs."""
+        return self._values.captured.rows
+
     def cuts(self) -> list[Cut]:
         """All cuts along the graph's order, from the input on; the two ends are not among them."""
         return list(self._cuts)
@@ -204,7 +219,9 @@ class Graph:
                 name = unit.path if whole else f"{unit.path}@{unit.node.name}"
                 made[position] = self._make(name, before, key)
                 self._cuts.append(made[position])  # type: ignore[arg-type]
-        made[first[ends[1]]] = made.get(first[ends[1]]) or self._make("local", frozenset(range(ends[1])), (), "LOCAL")
+        made[first[ends[1]]] = made.get(first[ends[1]]) or self._make(
+            "local", frozenset(range(ends[1])), (), "LOCAL"
+        )
         self._cut_after = [made[p] for p in first]
 
     def _live(self) -> Iterable[list[fx.Node]]:
@@ -269,7 +286,9 @@ class Graph:
             PartitionError: the cut is not one of this graph, or leaves nothing for the tail.
         """
         if cut.place == "LOCAL":
-            raise PartitionError("'local' runs everything on the edge; there is no tail (graph.segments([]) is all)")
+            raise PartitionError(
+                "'local' runs everything on the edge; there is no tail (graph.segments([]) is all)"
+            )
         head, tail = self.segments([cut])
         return _Head(head, self.input_structure), _Tail(tail, self.output_structure)
 
@@ -328,14 +347,18 @@ class Graph:
         edge = self._edge_of(cut)
         names = [u.node.name for u in self._values.units]
         seconds = sum(model.edge_s[n] if i in edge else model.cloud_s[n] for i, n in enumerate(names))
-        return seconds if cut.place == "LOCAL" else seconds + model.fixed_s + 8 * cut.bytes / model.goodput_bps
+        return (
+            seconds if cut.place == "LOCAL" else seconds + model.fixed_s + 8 * cut.bytes / model.goodput_bps
+        )
 
     def _cheapest(self, model: LatencyModel) -> frozenset[int]:
         units = self._values.units
         names = [u.node.name for u in units]
         missing = [n for n in names if n not in model.edge_s or n not in model.cloud_s]
         if missing:
-            raise PartitionError(f"the latency model has no seconds for node '{missing[0]}' (graph.nodes lists them)")
+            raise PartitionError(
+                f"the latency model has no seconds for node '{missing[0]}' (graph.nodes lists them)"
+            )
         end = len(units)  # the model's output: on the edge when nothing is in the cloud
         consumers: dict[fx.Node, set[int]] = {}
         for node in [*self._values.inputs, *self._index]:
@@ -362,14 +385,18 @@ class Graph:
             return self._found["local"][0]
         made = [v for i in edge for v in values.units[i].values]
         key = values.crossing(
-            n for n in [*values.inputs, *made] if any(0 <= (use := self._use(u)) and use not in edge for u in n.users)
+            n
+            for n in [*values.inputs, *made]
+            if any(0 <= (use := self._use(u)) and use not in edge for u in n.users)
         )
         names = tuple(n.name for n in key)
         for cut, _ in self._found.values():
             if cut.place != "LOCAL" and tuple(t.name for t in cut.tensors) == names:
                 return cut
         if not self._may_cross(key):
-            raise PartitionError(f"the cheapest division would send {', '.join(names)}, which no batch can be made of")
+            raise PartitionError(
+                f"the cheapest division would send {', '.join(names)}, which no batch can be made of"
+            )
         return self._make("+".join(names), edge, key)
 
     # Checking -----------------------------------------------------------------------------------

@@ -218,7 +218,9 @@ def _argument_to_json(value: Any, node: fx.Node) -> Any:
         for name, known in table.items():
             if value is known:
                 return {key: name}
-    raise BundleError(f"node '{node.name}' ({node.target}) has the argument {value!r}, which can not be stored")
+    raise BundleError(
+        f"node '{node.name}' ({node.target}) has the argument {value!r}, which can not be stored"
+    )
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -282,7 +284,9 @@ class _Reader:
             raise BundleError(f"weight '{name}' is missing from the weights file, or named twice")
         declared = (entry["dtype"], entry["shape"])
         if declared != (DTYPE_NAMES.get(tensor.dtype), list(tensor.shape)) or type(parameter) is not bool:
-            raise BundleError(f"weight '{name}' is {tensor.dtype}{list(tensor.shape)}, declared {declared!r:.120}")
+            raise BundleError(
+                f"weight '{name}' is {tensor.dtype}{list(tensor.shape)}, declared {declared!r:.120}"
+            )
         if parameter and not tensor.is_floating_point():
             raise BundleError(f"parameter '{name}' is {tensor.dtype}; parameters are floating point")
         return name, parameter, tensor
@@ -342,7 +346,9 @@ class _Reader:
             "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
         }
         if tag not in tables or not isinstance(value, str) or value not in tables[tag]:
-            raise BundleError(f"node '{name}' has the argument {tag!r:.40}: {value!r:.80}, which is not allowed")
+            raise BundleError(
+                f"node '{name}' has the argument {tag!r:.40}: {value!r:.80}, which is not allowed"
+            )
         return tables[tag][value]
 
 

@@ -170,7 +170,11 @@ class Structure:
         Raises:
             BundleError: the data is not a structure.
         """
-        if not isinstance(data, dict) or set(data) != {"tree", "specs"} or not isinstance(data["specs"], list):
+        if (
+            not isinstance(data, dict)
+            or set(data) != {"tree", "specs"}
+            or not isinstance(data["specs"], list)
+        ):
             raise BundleError("a structure has the fields tree and specs")
         budget = [MAX_NODES]
         tree = _tree_from_json(data["tree"], 0, budget)

@@ -174,7 +174,9 @@ class Values:
         own = frozenset({str(node.target)} if node.op == "get_attr" else ())
         number = self.is_number(node)
         self._free[node] = node.op != "placeholder" and (number or all(self._free[n] for n in needs))
-        self._weights[node] = own.union(*(self._weights[n] for n in needs if self._free[n])) if not number else own
+        self._weights[node] = (
+            own.union(*(self._weights[n] for n in needs if self._free[n])) if not number else own
+        )
 
     def _computes(self, node: fx.Node) -> bool:
         if node.op != "call_function" or self.is_free(node):
