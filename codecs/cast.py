@@ -59,6 +59,7 @@ class Raw(Codec):
 
 
 _WIDE = 2  # flag bit: the floats are bfloat16, for lack of range in float16
+_BLOCK = 1 << 16
 
 
 class Fp16(Raw):
@@ -125,10 +126,11 @@ class Fp16(Raw):
 
 
 def _widen(layout: Layout, raw: memoryview, rows: int, wire: torch.dtype) -> torch.Tensor:
-    # A copy because torch takes no read-only memory; half the size of the result at most.
-    halves = torch.from_numpy(np.frombuffer(raw, np.int16).copy()).view(wire)
-    tensor = layout.new(rows)
-    tensor.view(-1).copy_(halves)
+    tensor, halves = layout.new(rows), np.frombuffer(raw, np.int16)
+    flat = tensor.view(-1)
+    for i in range(0, halves.size, _BLOCK):
+        # A copy because torch takes no read-only memory; block by block to keep the peak low.
+        flat[i : i + _BLOCK] = torch.from_numpy(halves[i : i + _BLOCK].copy()).view(wire)
     return layout.back(tensor)
 
 
