@@ -205,6 +205,22 @@ def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory."
     err.print(f"{bundle}: every file is as it was saved; digest {manifest.digest}")
 
 
+@app.command("config")
+def config_show(config: ConfigFile = None, as_json: Json = False) -> None:
+    """Show every setting as it stands, from defaults, file and SPLITEDGE_SECTION__KEY variables."""
+    from splitedge.config import load_settings
+
+    values = load_settings(config).model_dump(mode="json")
+    if as_json:
+        print(json.dumps(values))  # noqa: T201 - the machine-readable result
+        return
+    for section, settings in values.items():
+        out.print(f"[{section}]", markup=False)
+        for key, value in settings.items():
+            line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"
+            out.print(line, markup=False, soft_wrap=True)
+
+
 @app.command()
 def plugins(as_json: Json = False) -> None:
     """List the codecs, policies and commands that are installed."""

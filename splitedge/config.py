@@ -1,6 +1,6 @@
 """Settings from one TOML file, `SPLITEDGE_*` variables and the command line, in rising precedence.
 
-The file has a table for each room (`[edge]`, `[cloud]`, `[engine]`); a variable is
+The file has a table for each room (`[edge]`, `[cloud]`, `[engine]`, `[link]`); a variable is
 `SPLITEDGE_SECTION__KEY`. Unknown keys are refused with the nearest name, wherever they come from.
 """
 
@@ -23,8 +23,9 @@ from pydantic_settings import (
 
 from splitedge.cloud.settings import ServerSettings
 from splitedge.edge.settings import EdgeSettings
-from splitedge.engine import EngineSettings
 from splitedge.errors import ConfigError
+from splitedge.estimate import EstimatorSettings
+from splitedge.settings import EngineSettings
 
 DEFAULT_FILE = Path("splitedge.toml")
 PREFIX = "SPLITEDGE_"
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     cloud: ServerSettings = Field(default_factory=ServerSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    link: EstimatorSettings = Field(default_factory=EstimatorSettings)
 
     @classmethod
     def settings_customise_sources(

@@ -1,0 +1,80 @@
+"""The command line: help that teaches, errors in one line, machine-readable output."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+VERBS = [
+    "serve",
+    "edge",
+    "explain",
+    "keys",
+    "records",
+    "bundle",
+    "plugins",
+    "config",
+    "link",
+    "trace",
+    "demo",
+]
+
+
+def splitedge(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "splitedge", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_help_names_every_verb():
+    shown = splitedge("--help").stdout
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["serve", "edge", "link"])
+def test_help_of_a_daemon_has_an_example(verb):
+    shown = splitedge(verb, "--help").stdout
+    assert "Example" in shown
+
+
+def test_plugins_lists_what_entry_points_register():
+    groups = json.loads(splitedge("plugins", "--json").stdout)
+    assert {"raw", "int8", "webp"} <= set(groups["codecs"])
+    assert {"static", "deadline"} <= set(groups["policies"])
+
+
+def test_a_missing_bundle_is_one_line_and_status_1(tmp_path):
+    done = splitedge("bundle", "check", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert "BundleError" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_prints_toml_that_can_be_read_back(tmp_path):
+    shown = splitedge("config", cwd=tmp_path)
+    values = tomllib.loads(shown.stdout)
+    (tmp_path / "splitedge.toml").write_text(shown.stdout)
+    again = json.loads(splitedge("config", "--json", cwd=tmp_path).stdout)
+    assert again["engine"] == values["engine"]
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name(tmp_path):
+    (tmp_path / "splitedge.toml").write_text("[edge]\nhtpp = '127.0.0.1:1'\n")
+    done = splitedge("config", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "'http'" in done.stderr
+
+
+def test_keys_are_made_and_trusted(tmp_path):
+    assert splitedge("keys", "new", "cloud", "--dir", tmp_path / "c").returncode == 0
+    (public,) = [p for p in (tmp_path / "c").iterdir() if "secret" not in p.name and p.is_file()]
+    done = splitedge("keys", "trust", public, "--dir", tmp_path / "e")
+    assert done.returncode == 0, done.stderr
+    assert "trusted" in done.stderr
