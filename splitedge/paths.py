@@ -1,4 +1,4 @@
-"""What the table of options says about stages: which lead to an option, and what answers without the cloud."""
+"""Which stages lead to an option, and which options answer without the cloud."""
 
 from __future__ import annotations
 

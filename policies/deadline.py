@@ -1,0 +1,110 @@
+"""`deadline[:tolerance]`: the most accurate option that meets the deadline in 19 of 20 cases."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Self
+
+from splitedge.errors import PolicyError
+from splitedge.policies.latency import fraction, within_reach
+from splitedge.policy import Decision, Observation, Policy, accuracy, joules, latency_q95, where
+
+_FITS, _NONE_FITS = 0, 1
+
+
+class Deadline(Policy):
+    """The most accurate option whose predicted 95th percentile of latency meets the time left.
+
+    The prediction takes the 95th percentile of bytes, RTT and queue over the 10th of goodput: policies
+    that budget on means miss 30 to 80% of their deadlines on recorded cellular channels. Options within
+    `tolerance` of the best accuracy are equals: the one of least joules wins, then the fastest. After an
+    exit its calibrated confidence is its accuracy, so an exit that is sure enough stops the request there.
+    If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
+    equals).
+
+    Sources: latency-constrained choice of cut and exit together is SPINN's (Laskaridis et al., MobiCom
+    2020); budgets on quantiles of a predicted channel are Fugu's (Yan et al., NSDI 2020).
+
+    Args:
+        tolerance: of accuracy, in [0, 1].
+    """
+
+    name: ClassVar[str] = "deadline"
+
+    def __init__(self, tolerance: float = 0.01) -> None:
+        if not 0.0 <= tolerance <= 1.0:
+            raise PolicyError(f"policy 'deadline': the tolerance must be in [0, 1], got {tolerance}")
+        self.tolerance = tolerance
+
+    @classmethod
+    def parse(cls, argument: str | None) -> Self:
+        """Make it from `deadline` or `deadline:0.02`.
+
+        Raises:
+            PolicyError: the tolerance is no number in [0, 1].
+        """
+        return cls(fraction(cls.name, argument, 0.01))
+
+    def decide(self, obs: Observation) -> Decision:
+        """The most accurate option that fits; of equals, the cheapest."""
+        seconds: list[Any] = []
+        values: list[Any] = []  # accuracy where the option fits, else -1
+        top: Any = -1.0
+        for option in obs.options:
+            late = latency_q95(option, obs)
+            if option.remote:
+                late = where(within_reach(obs, True), late, math.inf)
+            value = where(late <= obs.deadline_s, accuracy(option, obs), -1.0)
+            value = where(late < math.inf, value, -1.0)  # without a deadline too
+            seconds.append(late)
+            values.append(value)
+            top = where(value > top, value, top)
+        fits = top >= 0.0
+        best = where(fits, self._cheapest(obs, seconds, values, top), _fastest(obs, seconds))
+        return Decision(best, where(fits, _FITS, _NONE_FITS))
+
+    def _cheapest(self, obs: Observation, seconds: list[Any], values: list[Any], top: Any) -> Any:
+        floor = where(top - self.tolerance > 0.0, top - self.tolerance, 0.0)
+        best: Any = 0
+        best_j: Any = math.inf
+        best_s: Any = math.inf
+        for i, option in enumerate(obs.options):
+            good = values[i] >= floor
+            if good is False:
+                continue
+            cost = where(good, joules(option, obs), math.inf)
+            late = where(good, seconds[i], math.inf)
+            better = (cost < best_j) | ((cost == best_j) & (late < best_s))
+            best = where(better, i, best)
+            best_j = where(better, cost, best_j)
+            best_s = where(better, late, best_s)
+        return best
+
+    def explain(self, obs: Observation, decision: Decision) -> str:
+        """One sentence."""
+        option = obs.options[decision.option]
+        late = f"{1e3 * latency_q95(option, obs):.1f} ms at the 95th percentile"
+        left = "without a deadline"
+        if obs.deadline_s < math.inf:
+            left = f"with {1e3 * obs.deadline_s:.1f} ms left"
+        link = "the cloud is out of reach"
+        if obs.link_up:
+            link = f"uplink {obs.goodput.low / 1e6:.2f} Mbit/s at the 10th percentile, "
+            link += f"RTT {1e3 * obs.rtt.high:.0f} ms at the 95th"
+        if decision.why == _NONE_FITS:
+            return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
+        right = f"right in {accuracy(option, obs):.1%}"
+        best = "the most accurate that fits" if not self.tolerance else "the cheapest of the most accurate"
+        return f"{option.name} is {best} {left}: {right}, {late} ({link})"
+
+
+def _fastest(obs: Observation, seconds: list[Any]) -> Any:
+    best: Any = -1
+    best_s: Any = math.inf
+    for local_first in (False, True):
+        for i, option in enumerate(obs.options):
+            if option.remote is local_first:
+                better = (seconds[i] < best_s) | (best < 0)
+                best = where(better, i, best)
+                best_s = where(better, seconds[i], best_s)
+    return best
