@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import os
 import threading
@@ -88,15 +89,23 @@ class ThreadedRuntime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, job: Coroutine[Any, Any, T]) -> T:
+    def submit(self, job: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine on the runtime's loop; for callers with a loop of their own.
+
+        Raises:
+            Rejected: closed, or opened before a fork.
+        """
         if self._closed or os.getpid() != self._pid:
             job.close()
             why = "it was closed" if self._closed else "it was opened before a fork; open one in the child"
             raise Rejected(f"this deployment can not be used: {why}")
+        return asyncio.run_coroutine_threadsafe(job, self._loop)
+
+    def _call(self, job: Coroutine[Any, Any, T]) -> T:
         if threading.current_thread() is self._thread:
             job.close()
             raise Rejected("called from its own event loop, which would wait for itself; use the runtime")
-        future = asyncio.run_coroutine_threadsafe(job, self._loop)
+        future = self.submit(job)
         try:
             return future.result()
         except BaseException:
@@ -115,7 +124,6 @@ class ThreadedRuntime:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5.0)
         if not self._thread.is_alive():
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
 
 
