@@ -89,6 +89,8 @@ def load_plan(
         batchable=entry.batchable,
         options=tuple(option.make() for option in entry.options),
         policy=entry.policy,
+        edge_speed=entry.edge_speed,
+        cloud_speed=entry.cloud_speed,
         table=tuple(row.make() for row in entry.table),
         notes=list(entry.notes),
     )
@@ -166,6 +168,8 @@ def _entry(plan: Plan) -> PlanEntry:
         batchable=plan.batchable,
         options=[OptionEntry.of(option) for option in plan.options],
         policy=plan.policy,
+        edge_speed=plan.edge_speed,
+        cloud_speed=plan.cloud_speed,
         table=[CutEntry.of(row) for row in plan.table],
         notes=plan.notes,
     )

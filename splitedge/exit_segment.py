@@ -10,6 +10,8 @@ from torch import nn
 from splitedge.codec import DTYPES, Tensors, TensorSpec
 from splitedge.errors import ConfigError
 from splitedge.exits import ExitHead, build_exit
+from splitedge.partition import capture
+from splitedge.program import Program
 
 
 class ExitSegment(nn.Module):
@@ -48,3 +50,10 @@ class ExitSegment(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> Tensors:
         """Logits of shape (rows, classes)."""
         return (self.head(tensors[self.which]),)
+
+
+def export_exit(segment: ExitSegment) -> Program:
+    """The exit as a program: the same in process as from a bundle."""
+    example = tuple(torch.zeros(spec.shape_at(2), dtype=DTYPES[spec.dtype]) for spec in segment.specs)
+    (program,) = capture(segment, example, dynamic_batch="auto").segments([])
+    return program

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from splitedge.calibration import Calibration, ece
 from splitedge.codec import Tensors
 from splitedge.evaluation import Evaluation, boundaries_of, evaluate
-from splitedge.exit_segment import ExitSegment
+from splitedge.exit_segment import ExitSegment, export_exit
 from splitedge.exits import TrainReport, train_exit
 from splitedge.plan import Plan, twin
 from splitedge.rows import LabelledRows
@@ -178,7 +178,7 @@ def _trained(
         seed=seed,
         progress=False,
     )
-    return replace(head, segment=segment, scale=None), report
+    return replace(head, segment=export_exit(segment), scale=None), report
 
 
 def _logits(plan: Plan, rows: LabelledRows) -> dict[str, torch.Tensor]:

@@ -134,6 +134,8 @@ class PlanEntry(_Entry):
     batchable: bool
     options: list[OptionEntry] = Field(min_length=1, max_length=MOST_OPTIONS)
     policy: str
+    edge_speed: float = Field(gt=0)
+    cloud_speed: float = Field(gt=0)
     table: list[CutEntry]
     notes: list[str]
 

@@ -63,6 +63,7 @@ class Plan:
         batchable: whether the programs take batches of any size.
         options: the option table.
         policy: name the engine's policy is made from.
+        edge_speed, cloud_speed: how many times faster than the measuring machine the two sides compute.
         table: one row a cut, for people.
         notes: what a user should know about the plan (a default that could not be used, say).
     """
@@ -78,6 +79,8 @@ class Plan:
     batchable: bool = True
     options: tuple[Option, ...] = ()
     policy: str = "deadline"
+    edge_speed: float = 1.0
+    cloud_speed: float = 1.0
     table: tuple[CutRow, ...] = ()
     notes: list[str] = field(default_factory=list)
 

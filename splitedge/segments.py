@@ -19,8 +19,9 @@ from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
-from splitedge.parts import Outcome
+from splitedge.parts import Flow, Outcome
 from splitedge.policy import Option, Route
+from splitedge.rows import as_flat
 from splitedge.structure import LEAF, Structure, Tree
 from splitedge.thresholds import Floats, as_floats
 from splitedge.wire import Lane
@@ -218,15 +219,17 @@ class EdgeSegments:
         Raises:
             CodecError: number, dtype or shape do not fit the model.
         """
-        tensors = self._inputs.flatten(inputs)
+        tensors = as_flat(inputs, self._inputs)
         rows = rows_of(self._boundaries[0].specs, tensors, "the model's input")
         if rows < 1 or (rows > 1 and not self._batchable):
             most = "any number of rows from 1" if self._batchable else "exactly 1 row"
             raise CodecError(f"the model takes {most} at a time, got {rows}")
         return SegmentFlow(tensors, rows, {0: tensors})
 
-    def run(self, flow: SegmentFlow, stage: Stage) -> Outcome:
+    def run(self, flow: Flow, stage: Stage) -> Outcome:
         """Compute one stage; head segments already run for this flow are not run again."""
+        if not isinstance(flow, SegmentFlow):
+            raise TypeError(f"a flow comes from open(), got {type(flow).__name__}")
         with torch.inference_mode():
             if stage.kind is StageKind.LOCAL:
                 return self._run_local(flow)

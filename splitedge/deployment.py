@@ -1,0 +1,412 @@
+"""A deployment: a plan that answers. Call it, fit it, ask it why, save it, load it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import tempfile
+import threading
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from splitedge.bundle import load_plan, save_plan
+from splitedge.costs import Effort, measure
+from splitedge.edge.link import Link, ZmqLink
+from splitedge.edge.runtime import EdgeRuntime
+from splitedge.edge.settings import EdgeSettings
+from splitedge.edge.threaded import ThreadedRuntime
+from splitedge.engine import Engine
+from splitedge.errors import BundleError, ConfigError, LinkError
+from splitedge.evaluation import Evaluation, evaluate
+from splitedge.explain import Conditions, explain_text
+from splitedge.fitting import FitReport, fit_plan
+from splitedge.keys import load_keys, trusted_key
+from splitedge.loopback import Loopback
+from splitedge.plan import Plan
+from splitedge.planner import options_of
+from splitedge.policy import Option, Policy, Route, make_policy
+from splitedge.power import power_profile
+from splitedge.record import Record
+from splitedge.records import RecordStore
+from splitedge.result import Result
+from splitedge.rows import LabelledRows, gather
+from splitedge.sealed import Side
+from splitedge.segments import CloudSegments
+from splitedge.settings import EngineSettings
+
+log = logging.getLogger(__name__)
+
+#: Seconds the first request waits for the link to come up, so that it is not answered without it.
+FIRST_WAIT_S = 2.0
+RECENT = 10_000
+FIT_EFFORT = Effort(rows=128)
+
+
+class Deployment:
+    """Answers requests by the best route. Make one with `deploy` or `load`; close it, or use `with`.
+
+    Nothing runs until the first request. Calls may come from several threads at once.
+
+    Args:
+        plan: what there is to answer with.
+        policy: by name or an object; None takes the plan's.
+        cloud: None for the cloud's half in this process, `tcp://host:port` for a server.
+        keys: key directory for a server on another machine.
+        records: append one row a request to this file.
+        settings: the engine's.
+        power: name of the profile that joules are modelled with.
+        side: which halves the plan holds.
+        digest: of the bundle the plan was read from.
+
+    Raises:
+        PolicyError: the policy can not work with these options.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        policy: str | Policy | None = None,
+        cloud: str | None = None,
+        keys: Path | str | None = None,
+        records: Path | str | None = None,
+        settings: EngineSettings | None = None,
+        power: str = "none",
+        side: Side = "both",
+        digest: str | None = None,
+    ) -> None:
+        self._plan = plan
+        self._policy_spec = plan.policy if policy is None else policy
+        self._cloud = cloud
+        self._keys = keys
+        self._records_path = None if records is None else Path(records)
+        self._settings = settings
+        self._power = power_profile(power)
+        self._side: Side = side
+        self._digest = digest
+        self._lock = threading.Lock()
+        self._recent: deque[Record] = deque(maxlen=RECENT)
+        self._running: ThreadedRuntime | None = None
+        self._link: Link | None = None
+        self._closed = False
+        self._policy = self._make_policy()
+
+    # Answering ------------------------------------------------------------------------------------
+
+    def __call__(self, x: Any, deadline: float | None = None, route: Route | str | None = None) -> Result:
+        """Answer one request.
+
+        Args:
+            x: a batch as the example inputs were; NumPy arrays are taken too.
+            deadline: seconds from now within which the answer is of use.
+            route: force a route instead of asking the policy.
+
+        Raises:
+            CodecError: the input does not fit the model.
+            RequestError: the request ended without an answer; the subclass says why.
+        """
+        return self._runtime().infer(x, deadline, _route(route))
+
+    async def infer(self, x: Any, deadline: float | None = None, route: Route | str | None = None) -> Result:
+        """As calling it, for callers with an event loop."""
+        running = self._running
+        if running is None:
+            running = await asyncio.to_thread(self._runtime)
+        job = running.runtime.infer(x, deadline, _route(route))
+        return await asyncio.wrap_future(running.submit(job))
+
+    def connect(self, timeout_s: float = 5.0) -> None:
+        """Wait until the cloud is there; requests do not need it, but say less about why it is not.
+
+        Raises:
+            AuthenticationError: a key was refused, on either side.
+            LinkError: the cloud does not serve this bundle, or is not there in time.
+        """
+        self._runtime().connected(timeout_s)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The ways to answer a request, as every policy sees them."""
+        return self._plan.options
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about this deployment: defaults that could not be used, and the like."""
+        return tuple(self._plan.notes)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """One row a request, the last 10,000; `records=` of `deploy` and `load` keeps all in a file."""
+        return tuple(self._recent)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides."""
+        return self._policy
+
+    @property
+    def link(self) -> Link | None:
+        """The link to the cloud, once the first request has been made."""
+        return self._link
+
+    # Fitting and looking --------------------------------------------------------------------------
+
+    def fit(
+        self, train: Any, val: Any = None, *, epochs: int = 40, seed: int = 0, progress: bool = True
+    ) -> FitReport:
+        """Train the exits, calibrate every confidence and codec, measure every option.
+
+        The model itself is not changed. Give validation rows that the model was not trained on: what is
+        measured on others flatters.
+
+        Args:
+            train: (x, y), or batches of (x, y) such as a DataLoader; y are class numbers.
+            val: likewise; None takes 30% of `train`.
+            epochs: at most, for each exit.
+            seed: the same seed, data and machine give the same weights.
+            progress: show a bar on standard error.
+
+        Raises:
+            ConfigError: too few rows, labels that do not fit, or a model that is no classifier.
+        """
+        self._need("both", "fit")
+        rows = self._gather(train, "train")
+        held = None if val is None else self._gather(val, "val")
+        self._stop()
+        plan, report = fit_plan(self._plan, rows, held, epochs=epochs, seed=seed, progress=progress)
+        costs = measure(plan, rows.first(FIT_EFFORT.rows).inputs, FIT_EFFORT)
+        measured = {option.name: option.accuracy for option in plan.options}
+        options = tuple(
+            replace(option, accuracy=measured[option.name], accuracy_measured=True)
+            for option in options_of(plan, costs, edge_speed=plan.edge_speed, cloud_speed=plan.cloud_speed)
+        )
+        index = plan.boundaries_by_name()
+        table = tuple(
+            replace(row, coded_bytes=float(costs.nbytes[_top(plan, index[row.name])].mean()))
+            for row in plan.table
+        )
+        self._plan = replace(plan, options=options, table=table)
+        self._digest = None
+        self._policy = self._make_policy()
+        return report
+
+    def evaluate(self, data: Any, route: Route | str | None = None, *, sizes: bool = True) -> Evaluation:
+        """Answer labelled rows by every option (or those of a route), with no link and no policy.
+
+        Args:
+            data: (x, y), or batches of (x, y).
+            route: only options of this route.
+            sizes: encode row by row, so that bytes are those of batch 1; slower.
+
+        Raises:
+            ConfigError: the data do not fit, or the model is no classifier.
+        """
+        self._need("both", "evaluate")
+        return evaluate(self._plan, self._gather(data, "data"), _route(route), sizes=sizes)
+
+    def explain(
+        self, plot: Path | str | None = None, *, deadline: float = 0.1, rtt: float = 0.02, show: bool = True
+    ) -> str:
+        """Say (and draw) what crosses each cut, what each option costs, and which wins at which uplink.
+
+        Args:
+            plot: also draw it to this file.
+            deadline, rtt: seconds that the policy is asked about.
+            show: print the text as well as returning it.
+
+        Raises:
+            MissingExtra: a plot was asked for and matplotlib is not installed.
+        """
+        at = Conditions(deadline, rtt)
+        text = explain_text(self._plan, self._policy, self._policy_name, at)
+        if plot is not None:
+            from splitedge.explain_plot import draw
+
+            draw(self._plan, self._policy, self._policy_name, at, plot)
+        if show:
+            print(text)  # noqa: T201 - what the caller asked for
+        return text
+
+    # Bundles --------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """Digest of the bundle this is, or would be if it were saved: 64 hex digits.
+
+        Raises:
+            BundleError: it can not be saved.
+        """
+        if self._digest is None:
+            with tempfile.TemporaryDirectory(prefix="splitedge-") as directory:
+                self._digest = save_plan(self._plan, Path(directory) / "bundle")
+        return self._digest
+
+    def save(self, directory: Path | str) -> str:
+        """Write a bundle that `load`, `splitedge serve` and `splitedge edge` take; returns its digest.
+
+        Raises:
+            BundleError: a part can not be saved, or the directory holds something else.
+        """
+        self._need("both", "save")
+        self._digest = save_plan(self._plan, directory)
+        return self._digest
+
+    @property
+    def cloud_half(self) -> CloudSegments:
+        """The cloud's half, as a server takes it."""
+        if self._side == "edge":
+            raise ConfigError("this is the edge's half of a bundle; load the cloud's with side='cloud'")
+        return self._plan.cloud(self.digest)
+
+    # Life -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let requests in flight end and stop everything. May be called twice; no call works after it."""
+        self._closed = True
+        self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _runtime(self) -> ThreadedRuntime:
+        running = self._running
+        if running is not None:
+            return running
+        with self._lock:
+            if self._closed:
+                raise ConfigError("this deployment is closed")
+            if self._running is None:
+                self._running = self._start()
+            return self._running
+
+    def _start(self) -> ThreadedRuntime:
+        if self._side == "cloud":
+            raise ConfigError("this is the cloud's half of a bundle: serve it; load side='edge' to ask")
+        digest, link = self._connect()
+        engine = Engine(self._plan.options, self._policy, settings=self._settings, power=self._power)
+        store = None if self._records_path is None else RecordStore(self._records_path)
+        runtime = EdgeRuntime(
+            self._plan.edge(digest), engine, link, settings=EdgeSettings(cloud=self._cloud), records=store
+        )
+        runtime.listeners.append(self._recent.append)
+        self._link = link
+        running = ThreadedRuntime(runtime)
+        if link is not None:
+            try:
+                running.connected(FIRST_WAIT_S)
+            except LinkError as error:
+                log.warning("the cloud is not there yet: %s", error)
+        return running
+
+    def _connect(self) -> tuple[str, Link | None]:
+        """The digest both sides go by, and a link that is not started yet."""
+        if self._cloud is not None:
+            pair = None if self._keys is None else load_keys(self._keys)
+            server = None if self._keys is None else trusted_key(self._keys)
+            return self.digest, ZmqLink(self._cloud, pair, server, EdgeSettings(cloud=self._cloud))
+        if self._side == "edge":
+            return self.digest, None
+        # Nobody else sees the digest of an in-process cloud, so a plan that can't be saved works too.
+        digest = self._digest or secrets.token_hex(32)
+        return digest, Loopback(self._plan.cloud(digest))
+
+    def _stop(self) -> None:
+        with self._lock:
+            running, self._running = self._running, None
+            link, self._link = self._link, None
+        if running is None:
+            return
+        if isinstance(link, Loopback):
+            running.submit(_shut(running.runtime, link)).result()
+        running.close()
+
+    # Small things ---------------------------------------------------------------------------------
+
+    @property
+    def _policy_name(self) -> str:
+        return self._policy_spec if isinstance(self._policy_spec, str) else self._policy_spec.name
+
+    def _make_policy(self) -> Policy:
+        return make_policy(self._policy_spec, self._plan.options)
+
+    def _gather(self, data: Any, what: str) -> LabelledRows:
+        return gather(data, self._plan.inputs, what)
+
+    def _need(self, side: Side, what: str) -> None:
+        if self._side != side:
+            raise BundleError(
+                f"{what} needs both halves; this deployment was loaded with side='{self._side}'"
+            )
+
+
+def load(
+    directory: Path | str,
+    side: Side = "both",
+    *,
+    cloud: str | None = None,
+    policy: str | Policy | None = None,
+    keys: Path | str | None = None,
+    records: Path | str | None = None,
+    settings: EngineSettings | None = None,
+    power: str = "none",
+    digest: str | None = None,
+) -> Deployment:
+    """Load a bundle that `Deployment.save` wrote.
+
+    Args:
+        directory: the bundle.
+        side: `edge` loads head, exits and encoders (and needs `cloud` for any remote route); `cloud`
+            tail and decoders, to be served; `both` everything.
+        cloud: the server; None computes the cloud's half here where `side` is `both`.
+        policy: another one than the bundle's.
+        keys: key directory for a server on another machine.
+        records: append one row a request to this file.
+        settings: the engine's.
+        power: name of the profile that joules are modelled with.
+        digest: refuse any other bundle than this one.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+        UnknownName: a codec or policy that is not installed here.
+    """
+    plan, found = load_plan(directory, side, digest=digest)
+    return Deployment(
+        plan,
+        policy=policy,
+        cloud=cloud,
+        keys=keys,
+        records=records,
+        settings=settings,
+        power=power,
+        side=side,
+        digest=found.digest,
+    )
+
+
+async def _shut(runtime: EdgeRuntime, link: Loopback) -> None:
+    """Requests in flight may still need the cloud: let them end, then stop it and wait for its thread."""
+    await runtime.drain()
+    link.close()
+    await link.wait_closed()
+
+
+def _top(plan: Plan, boundary: int) -> tuple[int, int]:
+    return boundary, len(plan.codecs[boundary].levels) - 1
+
+
+def _route(route: Route | str | None) -> Route | None:
+    if route is None or isinstance(route, Route):
+        return route
+    try:
+        return Route(route)
+    except ValueError:
+        raise ConfigError(f"no route '{route}'; there are {', '.join(r.value for r in Route)}") from None
