@@ -164,7 +164,7 @@ class CloudCore:
         )
         self._held_bytes = 0
         self._held = 0
-        self._by_account: dict[object, list[int]] = {}
+        self._by_account: dict[str | bytes, list[int]] = {}  # bytes and requests held
         self.metrics.in_flight.set_function(lambda: self._held)
         self.metrics.queue_bytes.set_function(lambda: self._held_bytes)
         self.metrics.sessions.set_function(lambda: len(self._sessions))
@@ -381,7 +381,7 @@ class CloudCore:
         if bad:
             self._refuse(peer, infer, target, Refusal.BAD, bad)
             return
-        account = session.user or session.id
+        account = session.account
         used = self._by_account.get(account, _NOTHING)
         wait_s = self._wait(target.owner, used[1], infer.rows, now)
         full = self._full(data.nbytes, used, wait_s, infer.deadline_ms)
@@ -390,11 +390,11 @@ class CloudCore:
             self._refuse(peer, infer, target, Refusal.BUSY, full, min(retry_ms, 60_000))
             return
         work = Work(  # a lane is told by identity: cheaper than to hash three strings
-            id(target), session, infer.rows, now, _deadline(infer, now),
+            id(target), account, infer.rows, now, _deadline(infer, now),
             session, infer.request, infer.attempt, peer, target, data, now,
         )  # fmt: skip
         session.seen[infer.request] = work
-        self._hold(work, account)
+        self._hold(work)
         target.owner.batcher.add(work)
 
     def _malformed(self, infer: Infer, data: memoryview, target: _Lane) -> str:
@@ -493,8 +493,8 @@ class CloudCore:
         target.metrics.ended(kind.value)
         self._post(peer, Refuse(infer.request, infer.attempt, kind, why[:200], retry_ms))
 
-    def _hold(self, work: Work, account: object) -> None:
-        used = self._by_account.setdefault(account, [0, 0])
+    def _hold(self, work: Work) -> None:
+        used = self._by_account.setdefault(work.session.account, [0, 0])
         used[0] += work.payload.nbytes
         used[1] += 1
         work.session.active += 1
@@ -502,7 +502,7 @@ class CloudCore:
         self._held_bytes += work.payload.nbytes
 
     def _release(self, work: Work) -> None:
-        account = work.session.user or work.session.id
+        account = work.session.account
         used = self._by_account[account]
         used[0] -= work.payload.nbytes
         used[1] -= 1

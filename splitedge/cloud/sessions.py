@@ -46,6 +46,11 @@ class Session(Generic[W]):
     floor: int = -1
     active: int = 0
 
+    @property
+    def account(self) -> str | bytes:
+        """Whose share of the queue it uses: its key's, or its own where there are no keys."""
+        return self.user or self.id
+
 
 class Sessions(Generic[W]):
     """The sessions of a server.
