@@ -16,18 +16,19 @@ from splitedge.errors import ConfigError
 
 Batches = torch.Tensor | Iterable[torch.Tensor]
 
-_GRID = 2  # convolutional maps are averaged over 2 x 2 quarters
+# Convolutional maps are averaged over a grid: finer where there are few channels, as early in a network.
+_GRID, _FINE_GRID, _FEW_CHANNELS = 2, 4, 32
 
 
 class ExitHead(nn.Module):
     """A classifier on one feature tensor (BranchyNet; Teerapittayanon et al., ICPR 2016).
 
-    What it looks at depends on the feature's dimensions, batch included: 4 (N, C, H, W): averages over
-    the four quarters and the greatest value of each channel; 3 (N, T, D): after a LayerNorm, the mean,
-    the first and the last token; 2 (N, D): all; 5 or more: mean and greatest value of each channel.
-    These are standardised by statistics of the training rows, then one hidden layer. It has no
-    dropout and no batch statistics, so it answers the same in training and evaluation, at any batch,
-    and it can be exported.
+    What it looks at depends on the feature's dimensions, batch included. 4 (N, C, H, W): averages over
+    a grid (2 x 2; 4 x 4 up to 32 channels) and the greatest value of each channel; 3 (N, T, D): after
+    a LayerNorm, the mean, the first and the last token; 2 (N, D): all; 5 or more: mean and greatest
+    value of each channel. These are standardised, then comes one hidden layer. There is no
+    dropout and there are no batch statistics: it answers the same in training and evaluation and at
+    any batch, and it can be exported.
 
     Args:
         spec: the feature tensor, batch first, a float dtype.
@@ -44,6 +45,7 @@ class ExitHead(nn.Module):
         self.spec = spec
         self.n_classes = n_classes
         self.norm = nn.LayerNorm(spec.shape[2]) if len(spec.shape) == 3 else nn.Identity()
+        self.grid = _grid(spec)
         width = self._width()
         self.shift: torch.Tensor
         self.scale: torch.Tensor
@@ -58,7 +60,7 @@ class ExitHead(nn.Module):
 
     def _width(self) -> int:
         dims = len(self.spec.shape)
-        per_channel = {2: 1, 3: 3, 4: _GRID * _GRID + 1}.get(dims, 2)
+        per_channel = {2: 1, 3: 3, 4: self.grid**2 + 1}.get(dims, 2)
         return per_channel * self.spec.shape[2 if dims == 3 else 1]
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
@@ -70,8 +72,8 @@ class ExitHead(nn.Module):
             x = self.norm(x)
             return torch.cat([x.mean(1), x[:, 0], x[:, -1]], dim=1)
         if x.dim() == 4:
-            quarters = F.adaptive_avg_pool2d(x, _GRID).flatten(1)
-            return torch.cat([quarters, x.amax((2, 3))], dim=1)
+            cells = F.adaptive_avg_pool2d(x, self.grid).flatten(1)
+            return torch.cat([cells, x.amax((2, 3))], dim=1)
         x = x.flatten(2)
         return torch.cat([x.mean(2), x.amax(2)], dim=1)
 
@@ -139,7 +141,7 @@ def train_exit(
     epochs: int = 40,
     seed: int = 0,
     progress: bool = True,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     lr: float = 3e-3,
     weight_decay: float = 1e-2,
     patience: int = 8,
@@ -163,7 +165,8 @@ def train_exit(
         epochs: at most this many passes.
         seed: of the hold-out and the order of the batches.
         progress: show a bar on standard error when it takes over 2 s.
-        batch_size, lr, weight_decay: of AdamW with a cosine schedule.
+        batch_size: rows a step; None for a 32nd of the rows, at least 16 and at most 256.
+        lr, weight_decay: of AdamW with a cosine schedule.
         patience: epochs without a better validation loss before it stops.
         kd_weight, kd_temperature: w and T above; no effect without `teacher_logits`.
         device: where to train; None for where the head is.
@@ -179,6 +182,8 @@ def train_exit(
         held = Rows.gather(head, val[0], val[1], None)
     else:
         rows, held = rows.hold_out(val, seed)
+    if batch_size is None:
+        batch_size = min(max(len(rows) // 32, 16), 256)
     if epochs < 1 or batch_size < 1 or not 0.0 <= kd_weight <= 1.0 or kd_temperature <= 0.0:
         raise ConfigError("epochs and batch_size are 1 or more, kd_weight 0 to 1, kd_temperature above 0")
     home = head.shift.device
@@ -209,6 +214,13 @@ def train_exit(
         val_rows=len(held),
         seconds=time.monotonic() - started,
     )
+
+
+def _grid(spec: TensorSpec) -> int:
+    if len(spec.shape) != 4:
+        return 1
+    side = min(spec.shape[2:])
+    return min(side, _FINE_GRID if spec.shape[1] <= _FEW_CHANNELS else _GRID)
 
 
 def _check_spec(spec: TensorSpec, n_classes: int) -> None:
