@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from splitedge.policies.latency import fraction, known_accuracy, within_reach
+
 from splitedge.errors import PolicyError
-from splitedge.policies.latency import fraction, within_reach
-from splitedge.policy import Decision, Observation, Policy, Route, accuracy, latency_mean, where
+from splitedge.policy import Decision, Observation, Policy, Route, latency_mean, where
 
 _START, _SURE, _UNSURE = 0, 1, 2
 
@@ -68,7 +69,7 @@ class Confidence(Policy):
         best_s: Any = math.inf
         for i, option in enumerate(obs.options):
             # Local ones count only where no remote one is in reach: they are ranked below all of those.
-            value = accuracy(option, obs) + (1.0 if option.remote else 0.0)
+            value = known_accuracy(option, obs) + (1.0 if option.remote else 0.0)
             value = where(within_reach(obs, option.remote), value, -1.0)
             seconds = latency_mean(option, obs)
             better = (value > best_accuracy) | ((value == best_accuracy) & (seconds < best_s))

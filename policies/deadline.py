@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Self
 
+from splitedge.policies.latency import fraction, known_accuracy, within_reach
+
 from splitedge.errors import PolicyError
-from splitedge.policies.latency import fraction, within_reach
-from splitedge.policy import Decision, Observation, Policy, accuracy, joules, latency_q95, where
+from splitedge.policy import Decision, Observation, Policy, joules, latency_q95, where
 
 _FITS, _NONE_FITS = 0, 1
 
@@ -22,8 +23,9 @@ class Deadline(Policy):
     If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
     equals).
 
-    Sources: latency-constrained choice of cut and exit together is SPINN's (Laskaridis et al., MobiCom
-    2020); budgets on quantiles of a predicted channel are Fugu's (Yan et al., NSDI 2020).
+    Sources: cut and exit chosen together under a latency bound as in SPINN (Laskaridis et al., MobiCom
+    2020); planning on the distribution of a transfer's time instead of its mean as in Fugu (Yan et al.,
+    NSDI 2020).
 
     Args:
         tolerance: of accuracy, in [0, 1].
@@ -54,7 +56,7 @@ class Deadline(Policy):
             late = latency_q95(option, obs)
             if option.remote:
                 late = where(within_reach(obs, True), late, math.inf)
-            value = where(late <= obs.deadline_s, accuracy(option, obs), -1.0)
+            value = where(late <= obs.deadline_s, known_accuracy(option, obs), -1.0)
             value = where(late < math.inf, value, -1.0)  # without a deadline too
             seconds.append(late)
             values.append(value)
@@ -93,7 +95,7 @@ class Deadline(Policy):
             link += f"RTT {1e3 * obs.rtt.high:.0f} ms at the 95th"
         if decision.why == _NONE_FITS:
             return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
-        right = f"right in {accuracy(option, obs):.1%}"
+        right = f"right in {known_accuracy(option, obs):.1%}"
         best = "the most accurate that fits" if not self.tolerance else "the cheapest of the most accurate"
         return f"{option.name} is {best} {left}: {right}, {late} ({link})"
 

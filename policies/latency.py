@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
-from splitedge.policy import Decision, Observation, Policy, accuracy, latency_mean, where
+from splitedge.policy import Decision, Observation, Option, Policy, accuracy, latency_mean, where
 
 
 class Latency(Policy):
@@ -45,14 +45,14 @@ class Latency(Policy):
         if self.loss < 1.0:
             top: Any = -1.0
             for option, near in zip(obs.options, reach, strict=True):
-                value = where(near, accuracy(option, obs), -1.0)
+                value = where(near, known_accuracy(option, obs), -1.0)
                 top = where(value > top, value, top)
             floor = top - self.loss
         best: Any = 0
         best_s: Any = math.inf
         best_accuracy: Any = -1.0
         for i, option in enumerate(obs.options):
-            value = accuracy(option, obs)
+            value = known_accuracy(option, obs)
             seconds = where(reach[i], where(value >= floor, latency_mean(option, obs), math.inf), math.inf)
             better = (seconds < best_s) | ((seconds == best_s) & (value > best_accuracy))
             best = where(better, i, best)
@@ -77,6 +77,12 @@ def within_reach(obs: Observation, remote: bool) -> Any:
     if not remote or all(option.remote for option in obs.options):
         return True
     return obs.link_up
+
+
+def known_accuracy(option: Option, obs: Observation) -> Any:
+    """Probability that an option answers right; an exit whose confidence is not known counts as usual."""
+    value = accuracy(option, obs)
+    return where(value == value, value, option.accuracy)
 
 
 def fraction(policy: str, argument: str | None, default: float) -> float:
