@@ -12,10 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from splitedge.compute import ComputeQueue
 from splitedge.errors import (
-    CloudBusy,
-    CloudFailed,
     CloudUnavailable,
     DeadlineExceeded,
     EdgeFailed,
@@ -27,44 +24,38 @@ from splitedge.errors import (
 from splitedge.estimate import LinkEstimator
 from splitedge.events import (
     Action,
-    Answer,
     Arrived,
     BatteryRead,
     Cancelled,
-    CancelRemote,
     Draining,
     Event,
     Fail,
     LinkChanged,
     Ponged,
-    Refusal,
     Refused,
     Replied,
     SendFailed,
     Sent,
-    Source,
     Stage,
     StageDone,
     StageFailed,
     StageKind,
     Tick,
 )
-from splitedge.outcome import answered, failed, route_names, stage_name, typed, why_late
-from splitedge.paths import Paths, held
+from splitedge.outcome import failed, route_names, stage_name
+from splitedge.paths import held
 from splitedge.policy import Decision, Observation, Option, Policy, Route, latency_q95
 from splitedge.power import PowerModel
+from splitedge.remote import RemoteSide
 from splitedge.request import NONE, Request
-from splitedge.sender import Sender
 from splitedge.settings import EngineSettings
-from splitedge.timers import Timers
 
 __all__ = ["Engine", "EngineSettings"]
 
 _log = logging.getLogger("splitedge.engine")
-_GHOSTS = 256  # ended requests whose late replies still teach the link estimator
 
 
-class Engine:
+class Engine(RemoteSide):
     """Decides and supervises every request of one device.
 
     Args:
@@ -93,25 +84,7 @@ class Engine:
         link: LinkEstimator | None = None,
         power: PowerModel | None = None,
     ) -> None:
-        self.settings = settings if settings is not None else EngineSettings()
-        self.link = link if link is not None else LinkEstimator()
-        self.power = power if power is not None else PowerModel()
-        self.policy = policy
-        self.options = options
-        self.wake_at = math.inf
-        self.battery = math.nan
-        self.draining = False
-        self._paths = Paths(options)
-        policy.check(options)
-        self._sender = Sender(self.settings)
-        self._compute = ComputeQueue(self.settings.compute_slots)
-        self._requests: dict[int, Request] = {}
-        self._timers = Timers(self._requests)
-        self._ghosts: dict[int, int] = {}
-        self._unguarded_s = 0.0
-        self._radio_at = -math.inf
-        self._now = -math.inf
-        self._actions: list[Action] = []
+        super().__init__(options, policy, settings, link, power)
         self._handlers: dict[type, Callable[[float, Any], None]] = {
             Arrived: self._arrived,
             StageDone: self._stage_done,
@@ -377,215 +350,7 @@ class Engine:
         if event.request in self._requests:
             self._timers.touch(r)
 
-    # Falling back ---------------------------------------------------------------------------------
-
-    def _awaits_cloud(self, now: float, r: Request) -> bool:
-        """Whether a reply may still come and there is time to wait for it."""
-        return not r.remote_over and r.encoded != NONE and r.encoded == r.target and now < r.answer_by
-
-    def _best_fallback(self, now: float, r: Request) -> int:
-        return self._paths.best_fallback(r, r.answer_by - now - self._compute.residual_s(now))
-
-    def _guard_from(self, now: float, r: Request) -> None:
-        """Set the second at which the fall-back must begin so that it ends in time."""
-        best = self._best_fallback(now, r)
-        if best == NONE:
-            return
-        own = self._paths.cost_s(r, self._paths.final[best], quantile=True)
-        # Requests that wait for the same cloud would all need the device at once: leave room for
-        # theirs too, but never give up more than half of the time left for that.
-        latest = r.answer_by - own - self._compute.residual_s(now)
-        reserved = max(latest - self._unguarded_s, now + 0.5 * (r.answer_by - now))
-        r.guard_at = max(now, min(latest, reserved))
-        r.guarded_s = own
-        self._unguarded_s += own
-
-    def _unguard(self, r: Request) -> None:
-        r.guard_at = math.inf
-        self._unguarded_s = max(0.0, self._unguarded_s - r.guarded_s)
-        r.guarded_s = 0.0
-
-    def _guard(self, now: float, r: Request) -> None:
-        """The last moment to begin a fall-back has come."""
-        self._unguard(r)
-        running_exit = r.running is not None and r.running.kind is not StageKind.ENCODE
-        if r.in_hand or r.fallback is not None or running_exit:
-            return
-        best = self._best_fallback(now, r)
-        if best != NONE:
-            self._run_fallback(r, best)
-
-    def _run_fallback(self, r: Request, option: int) -> None:
-        r.fallback = self._paths.final[option]
-        if r.running != r.fallback:
-            self._compute.put(r, r.fallback, self._paths.cost_s(r, r.fallback, quantile=False), urgent=True)
-
-    def _fall_back(self, now: float, r: Request, note: str, error: type[RequestError]) -> None:
-        """The target is out of reach: answer without the cloud, or end in `error`."""
-        r.remote_over = True
-        r.flying = False
-        r.retry_at = r.overdue_at = math.inf
-        r.trouble_type = error
-        r.note = note
-        self._sender.waiting.pop(r.id, None)
-        self._unguard(r)
-        if r.fallback is not None:
-            return  # it runs already, and answers when done
-        self._compute.drop(r)
-        best = self._best_fallback(now, r)
-        if best == NONE:
-            self._fail(now, r, typed(error, note, r))
-        elif (confidence := held(r, best)) is not None:
-            self._answer(now, r, best, confidence)
-        else:
-            self._run_fallback(r, best)
-
-    def _answer_in_hand(self, now: float, r: Request) -> None:
-        best, confidence = self._paths.best_in_hand(r)
-        r.note = r.note or why_late(r, now, self._paths, self._sender)
-        self._answer(now, r, best, confidence)
-
-    # The cloud ------------------------------------------------------------------------------------
-
-    def _offer(self, now: float, r: Request) -> None:
-        """Send the payload, or wait for the link; give up when all attempts are used."""
-        if r.attempts >= self.settings.max_attempts:
-            times = f"{r.attempts} time{'s' if r.attempts > 1 else ''}"
-            self._remote_failed(now, r, f"sent {times} without an answer ({r.trouble})", CloudUnavailable)
-        elif self._sender.offer(now, r, self._actions):
-            r.awaited = True
-            s = self.settings
-            wait = max(s.overdue_min_s, s.overdue_factor * self._reply_s(now, r))
-            r.overdue_at = now + wait * 2.0 ** min(r.attempts - 1, 60)
-
-    def _reply_s(self, now: float, r: Request) -> float:
-        """Predicted 95th percentile of the seconds between sending and reply."""
-        option, link = self.options[r.encoded], self.link
-        up = r.nbytes * 8.0 / link.goodput(now).low
-        down = option.bytes_down * 8.0 * r.rows / link.downlink(now).low
-        return float(up + link.rtt(now).high + link.queue(now).high + option.cloud_s_q95 * r.rows + down)
-
-    def _remote_failed(self, now: float, r: Request, note: str, error: type[RequestError]) -> None:
-        """The cloud will not answer: fall back."""
-        r.trouble = note
-        self._fall_back(now, r, note, error)
-
-    def _retry(self, now: float, r: Request, wait_s: float, error: type[RequestError]) -> None:
-        """Send again after `wait_s` if an attempt and the time are left, else fall back."""
-        r.flying = False
-        r.overdue_at = math.inf
-        if r.attempts >= self.settings.max_attempts or now + wait_s >= r.answer_by:
-            self._remote_failed(now, r, r.trouble, error)
-        else:
-            r.retry_at = now + wait_s
-
-    def _sent(self, now: float, event: Sent) -> None:
-        r = self._requests.get(event.request)
-        if r is not None and 1 <= event.attempt <= r.attempts:
-            r.bytes_up += event.nbytes
-            r.tail_j += self._radio(now)
-
-    def _radio(self, now: float) -> float:
-        """Joules of the radio's tail that a transfer at `now` adds."""
-        joules = self.power.tail_joules(now - self._radio_at)
-        self._radio_at = now
-        return joules
-
-    def _replied(self, now: float, event: Replied) -> None:
-        r = self._alive(now, event.request)
-        if r is None:
-            ghost = self._ghosts.pop(event.request, None)
-            if ghost is not None:  # else it is not ours, or a second reply
-                self._learn_link(now, ghost, event)
-            return
-        if not 1 <= event.attempt <= r.attempts:
-            return
-        self._learn_link(now, r.nbytes, event)
-        r.uplink_s, r.downlink_s = event.uplink_s, event.downlink_s
-        r.queue_s, r.decode_s, r.tail_s = event.queue_s, event.decode_s, event.tail_s
-        r.bytes_down += event.nbytes
-        r.tail_j += self._radio(now)
-        r.flying = False
-        r.awaited = False
-        self._answer(now, r, r.encoded, event.confidence)
-
-    def _learn_link(self, now: float, nbytes: int, event: Replied) -> None:
-        link = self.link
-        link.observe_uplink(now, nbytes, event.uplink_s)
-        link.observe_downlink(now, event.nbytes, event.downlink_s)
-        link.observe_queue(now, event.queue_s)
-        self._alive_sign(now)
-
-    def _alive_sign(self, now: float) -> None:
-        if self._sender.life(now):
-            self._flush(now)
-
-    def _flush(self, now: float) -> None:
-        """The link is usable again: send what waited for it."""
-        waiting = self._sender.waiting
-        for r in list(waiting.values()):
-            del waiting[r.id]
-            self._offer(now, r)
-            if r.id in self._requests:
-                self._timers.touch(r)
-
-    def _refused(self, now: float, event: Refused) -> None:
-        self._alive_sign(now)
-        r = self._alive(now, event.request)
-        if r is None or not 1 <= event.attempt <= r.attempts or r.remote_over:
-            return
-        latest = event.attempt == r.attempts
-        if event.kind is Refusal.BUSY and latest and r.flying:
-            r.trouble = f"the cloud is busy: {event.message}"
-            r.retry_after_s = event.retry_after_s
-            wait = max(event.retry_after_s, self._sender.backoff_s(r.attempts))
-            self._retry(now, r, wait, CloudBusy)
-        elif event.kind is Refusal.EXPIRED and latest:
-            r.awaited = False
-            self._remote_failed(
-                now, r, f"the deadline passed in the cloud: {event.message}", DeadlineExceeded
-            )
-        elif event.kind not in (Refusal.BUSY, Refusal.EXPIRED):
-            r.awaited = False
-            self._remote_failed(now, r, f"the cloud refused ({event.kind}): {event.message}", CloudFailed)
-        if event.request in self._requests:
-            self._timers.touch(r)
-
-    def _send_failed(self, now: float, event: SendFailed) -> None:
-        r = self._alive(now, event.request)
-        if r is None or not r.flying or event.attempt != r.attempts:
-            return
-        self._sender.breaker.failure(now)
-        r.trouble = f"sending failed: {event.error}"
-        self._retry(now, r, self._sender.backoff_s(r.attempts), CloudUnavailable)
-        if event.request in self._requests:
-            self._timers.touch(r)
-
-    def _link_changed(self, now: float, event: LinkChanged) -> None:
-        self._sender.connection(now, event.up, event.reason)
-        if not event.up:
-            for r in list(self._requests.values()):
-                if r.flying:
-                    r.flying = False
-                    r.overdue_at = math.inf
-                    r.trouble = self._sender.state
-                    self._sender.waiting[r.id] = r
-        elif self._sender.usable:
-            self._flush(now)
-
-    def _ponged(self, now: float, event: Ponged) -> None:
-        self.link.observe_rtt(now, event.rtt_s)
-        self._alive_sign(now)
-
     # Time -----------------------------------------------------------------------------------------
-
-    def _alive(self, now: float, request: int) -> Request | None:
-        """The request, unless it has ended; one whose limit has passed unnoticed ends here."""
-        r = self._requests.get(request)
-        if r is not None and now > r.limit:
-            self._expire(now, r)
-            return None
-        return r
 
     def _fire(self, now: float) -> None:
         """Do what is due."""
@@ -608,68 +373,7 @@ class Engine:
             elif now >= r.overdue_at:
                 self._overdue(now, r)
 
-    def _overdue(self, now: float, r: Request) -> None:
-        """The reply is late by far: the message or the reply may be lost."""
-        r.overdue_at = math.inf
-        self._missed(now, r)
-        r.trouble = f"the reply to sending {r.attempts} is overdue after {now - r.sent_at:.3f} s"
-        if r.attempts < self.settings.max_attempts:
-            self._offer(now, r)
-        elif not r.timed and self._paths.can_fall_back(r):
-            self._remote_failed(now, r, r.trouble, CloudUnavailable)
-
-    def _missed(self, now: float, r: Request) -> None:
-        """No reply in time: evidence on the link, and perhaps a failure of it."""
-        if r.flying:
-            option = self.options[r.encoded]
-            elapsed = now - r.sent_at - self.link.rtt(now).mean - option.cloud_s * r.rows
-            self.link.observe_stall(now, r.nbytes, elapsed)
-            self._sender.missed(now, r)
-
-    def _expire(self, now: float, r: Request) -> None:
-        self._missed(now, r)
-        if r.in_hand:
-            self._answer_in_hand(now, r)
-            return
-        why = r.note or why_late(r, now, self._paths, self._sender)
-        if r.timed:
-            self._fail(now, r, DeadlineExceeded(f"deadline of {r.deadline_s:.3f} s: {why}"))
-        else:
-            remote = self._paths.remote[r.target] and not self._sender.usable
-            kind = CloudUnavailable if remote else DeadlineExceeded
-            self._fail(now, r, kind(f"timeout of {self.settings.default_timeout_s:.3f} s: {why}"))
-
     # The end --------------------------------------------------------------------------------------
-
-    def _answer(self, now: float, r: Request, option: int, confidence: float) -> None:
-        record = answered(r, now, option, confidence, self.policy, self._paths, self.power)
-        chosen = self.options[option]
-        if chosen.remote:
-            self._end(r, Answer(r.id, Source.CLOUD, -1, record))
-        elif chosen.exit is None:
-            self._end(r, Answer(r.id, Source.LOCAL, -1, record))
-        else:
-            self._end(r, Answer(r.id, Source.EXIT, chosen.exit, record))
-
-    def _fail(self, now: float, r: Request, error: RequestError) -> None:
-        self._end(r, Fail(r.id, error, failed(r, now, error, self._paths, self.power)))
-
-    def _end(self, r: Request, last: Answer | Fail) -> None:
-        self._actions.append(last)
-        del self._requests[r.id]
-        self._compute.drop(r)
-        self._sender.waiting.pop(r.id, None)
-        self._unguard(r)
-        if r.awaited:
-            if self._sender.connected:
-                self._actions.append(CancelRemote(r.id))
-            self._ghosts[r.id] = r.nbytes
-            if len(self._ghosts) > _GHOSTS:
-                del self._ghosts[next(iter(self._ghosts))]
-        try:
-            self.policy.learn(last.record)
-        except Exception:  # a plug-in's bug must not lose the actions of this step
-            _log.exception("policy '%s' failed to learn from a record", self.policy.name)
 
     def _cancelled(self, now: float, event: Cancelled) -> None:
         r = self._alive(now, event.request)
