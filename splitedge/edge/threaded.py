@@ -115,6 +115,7 @@ class ThreadedRuntime:
     async def _shut(self, drain_s: float) -> None:
         await self._runtime.drain(drain_s)
         await self._runtime.close()
+        await self._loop.shutdown_default_executor()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
