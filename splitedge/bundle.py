@@ -163,7 +163,7 @@ def _entry(plan: Plan) -> PlanEntry:
         boundaries=[BoundaryEntry.of(boundary) for boundary in plan.boundaries],
         cuts=list(plan.cuts),
         codecs=[_codec_entry(boundary, codec) for boundary, codec in sorted(plan.codecs.items())],
-        exits=[ExitEntry(path=h.path, boundary=h.boundary, scale=_state(h.scale)) for h in plan.exits],
+        exits=[ExitEntry.of(head) for head in plan.exits],
         local=None if local is None else LocalEntry(scale=_state(local.scale)),
         batchable=plan.batchable,
         options=[OptionEntry.of(option) for option in plan.options],
@@ -198,7 +198,7 @@ def _segments(root: Path, entry: PlanEntry, side: Side) -> dict[int, Segment]:
 
 def _exits(root: Path, entry: PlanEntry) -> tuple[ExitHead, ...]:
     return tuple(
-        ExitHead(e.path, e.boundary, Program.load(root / "edge" / f"exit-{n}"), _scale(e.scale))
+        ExitHead(e.path, e.boundary, Program.load(root / "edge" / f"exit-{n}"), _scale(e.scale), e.evidence())
         for n, e in enumerate(entry.exits)
     )
 

@@ -28,7 +28,8 @@ from splitedge.keys import load_keys, trusted_key
 from splitedge.loopback import Loopback
 from splitedge.plan import Plan
 from splitedge.planner import options_of
-from splitedge.policy import Option, Policy, Route, make_policy
+from splitedge.policy import Option, Policy, Route
+from splitedge.policy_setup import ready_policy
 from splitedge.power import power_profile
 from splitedge.record import Record
 from splitedge.records import RecordStore
@@ -37,6 +38,7 @@ from splitedge.rows import LabelledRows, gather
 from splitedge.sealed import Side
 from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
+from splitedge.thresholds import Threshold
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Deployment:
         self._running: ThreadedRuntime | None = None
         self._link: Link | None = None
         self._closed = False
-        self._policy = self._make_policy()
+        self._policy, self._thresholds = ready_policy(self._policy_spec, plan)
 
     # Answering ------------------------------------------------------------------------------------
 
@@ -149,6 +151,11 @@ class Deployment:
         return self._policy
 
     @property
+    def thresholds(self) -> dict[int, Threshold]:
+        """Confidence each exit needs, and why, where the policy goes by one and `fit` has run."""
+        return dict(self._thresholds)
+
+    @property
     def link(self) -> Link | None:
         """The link to the cloud, once the first request has been made."""
         return self._link
@@ -191,7 +198,7 @@ class Deployment:
         )
         self._plan = replace(plan, options=options, table=table)
         self._digest = None
-        self._policy = self._make_policy()
+        self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)
         return report
 
     def evaluate(self, data: Any, route: Route | str | None = None, *, sizes: bool = True) -> Evaluation:
@@ -222,7 +229,7 @@ class Deployment:
             MissingExtra: a plot was asked for and matplotlib is not installed.
         """
         at = Conditions(deadline, rtt)
-        text = explain_text(self._plan, self._policy, self._policy_name, at)
+        text = explain_text(self._plan, self._policy, self._policy_name, at, self._thresholds)
         if plot is not None:
             from splitedge.explain_plot import draw
 
@@ -334,9 +341,6 @@ class Deployment:
     @property
     def _policy_name(self) -> str:
         return self._policy_spec if isinstance(self._policy_spec, str) else self._policy_spec.name
-
-    def _make_policy(self) -> Policy:
-        return make_policy(self._policy_spec, self._plan.options)
 
     def _gather(self, data: Any, what: str) -> LabelledRows:
         return gather(data, self._plan.inputs, what)

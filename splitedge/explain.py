@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from splitedge.plan import CutRow, Plan
 from splitedge.policy import Estimate, Observation, Option, Policy
-from splitedge.thresholds import Floats
+from splitedge.thresholds import Floats, Threshold
 
 #: Uplinks asked about, bits/s.
 GRID: Floats = np.geomspace(0.05e6, 200e6, 400)
@@ -60,9 +60,14 @@ def winners(policy: Policy, options: tuple[Option, ...], at: Conditions, grid: F
     return bands
 
 
-def explain_text(plan: Plan, policy: Policy, policy_name: str, at: Conditions) -> str:
-    """Cuts, options, bands and notes as plain text."""
+def explain_text(
+    plan: Plan, policy: Policy, policy_name: str, at: Conditions, thresholds: Mapping[int, Threshold]
+) -> str:
+    """Cuts, options, bands, thresholds and notes as plain text."""
     parts = [_cuts(plan.table), _options(plan.options), _bands(policy, policy_name, plan.options, at)]
+    if thresholds:
+        lines = [f"  exit {number}: {found.reason}" for number, found in sorted(thresholds.items())]
+        parts.append("Thresholds\n" + "\n".join(lines))
     if plan.notes:
         parts.append("Notes\n" + "\n".join(f"  - {note}" for note in plan.notes))
     return "\n\n".join(part for part in parts if part)

@@ -24,11 +24,11 @@ from splitedge.exit_segment import ExitSegment, export_exit
 from splitedge.exits import TrainReport, train_exit
 from splitedge.plan import Plan, twin
 from splitedge.rows import LabelledRows
-from splitedge.segments import ExitHead, confidence_of
+from splitedge.segments import Evidence, ExitHead, confidence_of
 
 BATCH = 128
 RANGE_ROWS = 512
-SIZED_ROWS = 256
+EVIDENCE_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,9 @@ def fit_plan(
         advance("calibrating confidences")
         plan = _scaled(plan, scale_rows)
         advance("checking confidences on other rows")
-        sureness = _sureness(plan, report_rows, trained)
+        logits = _logits(plan, report_rows)
+        plan = _evident(plan, logits, report_rows)
+        sureness = _sureness(plan, logits, report_rows, trained)
         advance("measuring every option")
         evaluation = evaluate(plan, val, sizes=False)
     options = tuple(
@@ -178,7 +180,7 @@ def _trained(
         seed=seed,
         progress=False,
     )
-    return replace(head, segment=export_exit(segment), scale=None), report
+    return replace(head, segment=export_exit(segment), scale=None, evidence=None), report
 
 
 def _logits(plan: Plan, rows: LabelledRows) -> dict[str, torch.Tensor]:
@@ -209,8 +211,21 @@ def _scaled(plan: Plan, rows: LabelledRows) -> Plan:
     )
 
 
-def _sureness(plan: Plan, rows: LabelledRows, trained: list[TrainReport]) -> Iterator[Sureness]:
-    for name, logits in sorted(_logits(plan, rows).items()):
+def _evident(plan: Plan, logits: dict[str, torch.Tensor], rows: LabelledRows) -> Plan:
+    """The plan with what its exits said on rows new to them, for thresholds of any target."""
+    rows = rows.first(EVIDENCE_ROWS)
+    exits = []
+    for number, head in enumerate(plan.exits):
+        mine = logits[f"exit:{number}"][: len(rows)]
+        right = tuple((mine.argmax(1) == rows.labels).tolist())
+        exits.append(replace(head, evidence=Evidence(tuple(confidence_of(mine, head.scale).tolist()), right)))
+    return replace(plan, exits=tuple(exits))
+
+
+def _sureness(
+    plan: Plan, found: dict[str, torch.Tensor], rows: LabelledRows, trained: list[TrainReport]
+) -> Iterator[Sureness]:
+    for name, logits in sorted(found.items()):
         number = int(name.split(":")[1]) if ":" in name else None
         scale = plan.answers.scale if number is None else plan.exits[number].scale
         if name == "local" and plan.local is not None:

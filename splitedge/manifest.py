@@ -12,7 +12,7 @@ from splitedge.codec import TensorSpec
 from splitedge.errors import BundleError
 from splitedge.plan import CutRow
 from splitedge.policy import Option, Route
-from splitedge.segments import Boundary
+from splitedge.segments import Boundary, Evidence, ExitHead
 from splitedge.structure import spec_from_json, spec_to_json
 
 MOST_BOUNDARIES = 256
@@ -58,6 +58,28 @@ class ExitEntry(_Entry):
     path: str
     boundary: int = Field(ge=1)
     scale: dict[str, Any] | None
+    confidence: list[float] | None
+    correct: list[bool] | None
+
+    @classmethod
+    def of(cls, head: ExitHead) -> ExitEntry:
+        """From the live object."""
+        seen = head.evidence
+        return cls(
+            path=head.path,
+            boundary=head.boundary,
+            scale=None if head.scale is None else head.scale.state(),
+            confidence=None if seen is None else list(seen.confidence),
+            correct=None if seen is None else list(seen.correct),
+        )
+
+    def evidence(self) -> Evidence | None:
+        """The live object."""
+        if self.confidence is None or self.correct is None:
+            return None
+        if len(self.confidence) != len(self.correct) or any(not 0 <= c <= 1 for c in self.confidence):
+            raise BundleError(f"'manifest.json': the evidence of the exit at '{self.path}' is not consistent")
+        return Evidence(tuple(self.confidence), tuple(self.correct))
 
 
 class LocalEntry(_Entry):

@@ -22,6 +22,8 @@ GOODPUTS = (0.5e6, 1e6, 2e6, 5e6, 10e6, 20e6, 50e6)
 ASSUMED_CLOUD_SPEED = 8.0
 #: A cut whose tail has less than this share of the model's work is no split: the device did it all.
 LEAST_TAIL = 0.05
+#: Cuts that differ by less of the model's work than this stand at the same place.
+SAME_WORK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +147,17 @@ def pick_cuts(
 def shortlist(nbytes: Sequence[int], tail_share: Sequence[float], most: int = 12) -> list[int]:
     """Cuts worth measuring, by raw bytes and by the share of the work behind them, in model order.
 
-    A later cut costs the device more, so it must send less than every cut before it. Cuts that leave
+    A later cut costs the device more, so it must send less than every cut before it; after an operation
+    that costs nothing, such as a ReLU, the same bytes code better. Cuts that leave
     the cloud less than `LEAST_TAIL` of the work are dropped while others are left.
     """
     useful = [i for i, share in enumerate(tail_share) if share >= LEAST_TAIL] or list(range(len(nbytes)))
     front: list[int] = []
-    least = float("inf")
     for i in useful:
-        if nbytes[i] < least:
+        if not front or nbytes[i] < nbytes[front[-1]]:
             front.append(i)
-            least = nbytes[i]
+        elif nbytes[i] == nbytes[front[-1]] and tail_share[front[-1]] - tail_share[i] < SAME_WORK:
+            front[-1] = i
     if len(front) <= most:
         return front
     return [front[round(i)] for i in np.linspace(0, len(front) - 1, most)]

@@ -49,6 +49,19 @@ class Boundary:
     specs: tuple[TensorSpec, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an exit said on rows that neither trained nor calibrated it: thresholds are chosen from this.
+
+    Attributes:
+        confidence: calibrated, one a row.
+        correct: whether the answer was right.
+    """
+
+    confidence: tuple[float, ...]
+    correct: tuple[bool, ...]
+
+
 @dataclass(slots=True)
 class ExitHead:
     """A classifier on the tensors of a boundary.
@@ -58,12 +71,14 @@ class ExitHead:
         boundary: index of the boundary it reads.
         segment: the boundary's tensors to one tensor of logits, of shape (rows, classes).
         scale: calibration of its confidence; None before it is fitted.
+        evidence: how right it is at which confidence; None before it is fitted.
     """
 
     path: str
     boundary: int
     segment: Segment
     scale: Calibration | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(slots=True)
