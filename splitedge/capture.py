@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
@@ -343,20 +343,18 @@ def _splice(module: fx.GraphModule, node: fx.Node, body: fx.GraphModule, args: S
         for inner in body.graph.nodes:
             if inner.op == "call_function":
                 values[inner] = module.graph.node_copy(inner, lambda n: values[n])
-    results = body.graph.output_node().args[0]
+    results = output_nodes(body.graph)
     for user in list(node.users):
         if user.target is not operator.getitem:
             raise PartitionError(f"the model can not be captured: {node.name} is used whole; {WAY_OUT}")
-        user.replace_all_uses_with(values[results[user.args[1]]])
+        user.replace_all_uses_with(values[results[int(str(user.args[1]))]])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
 
 
 #: Calls that give their first argument back at inference.
-_IDENTITY = frozenset("alias detach lift_fresh_copy lift_fresh lift".split())
-#: `view` demands strides that a tensor decoded on the other side need not have; `reshape` does not.
-_VIEWS = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+_IDENTITY = frozenset(("alias", "detach", "lift_fresh_copy", "lift_fresh", "lift"))
 
 
 def _copy_call(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
@@ -364,9 +362,10 @@ def _copy_call(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, fx.Node]) -
     if base in _IDENTITY or (
         base in ("dropout", "feature_dropout", "alpha_dropout") and node.args[2] is False
     ):
-        return copies[node.args[0]]  # type: ignore[index]
+        return copies[node.all_input_nodes[0]]
     copy = graph.node_copy(node, lambda n: copies[n])
-    copy.target = _VIEWS.get(copy.target, copy.target)
+    if base in ("view", "_unsafe_view"):
+        copy.target = aten.reshape.default  # `view` demands strides that a decoded tensor need not have
     return copy
 
 
@@ -389,8 +388,8 @@ def _refuse(node: fx.Node) -> None:
     place = training.get(base, 2)
     if base in RANDOM_IN_TRAINING and len(node.args) > place and node.args[place]:
         raise PartitionError(
-            f"the model keeps dropout on in eval mode ({node.format_node()}), so it is no fixed function of its "
-            f"inputs{_origin(node)}; {WAY_OUT}"
+            f"the model keeps dropout on in eval mode ('{node.name}'{_origin(node)}), so its answers are random; "
+            f"{WAY_OUT}"
         )
     try:
         name_of(node.target)
@@ -401,6 +400,12 @@ def _refuse(node: fx.Node) -> None:
 def _origin(node: fx.Node) -> str:
     path = module_path(node)
     return f" in module '{path}'" if path else ""
+
+
+def output_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that a graph gives, in order (a node may be given twice)."""
+    (results,) = graph.output_node().args
+    return [node for node in results if isinstance(node, fx.Node)]  # type: ignore[union-attr]
 
 
 def module_path(node: fx.Node) -> str:

@@ -104,7 +104,7 @@ class _Extraction:
     def _copy(self, node: fx.Node) -> None:
         args = map_aggregate(node.args, self._mapped)
         kwargs = map_aggregate(node.kwargs, self._mapped)
-        self.copies[node] = self.graph.create_node("call_function", node.target, args, kwargs, node.name)  # type: ignore[arg-type]
+        self.copies[node] = self.graph.create_node("call_function", node.target, args, kwargs, node.name)
 
     def _mapped(self, value: Any) -> Any:
         if isinstance(value, torch.device):

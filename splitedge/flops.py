@@ -63,7 +63,8 @@ def _conv_transpose(args: Sequence[Any], shapes: Shapes, results: Sequence[Shape
 
 
 def _convolution(args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]) -> int:
-    return (_conv_transpose if args[6] else _conv)(args, shapes, results)
+    rule = _conv_transpose if args[6] else _conv
+    return rule(args, shapes, results)
 
 
 def _linear(args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]) -> int:
@@ -89,7 +90,9 @@ def _einsum(args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]) -> in
 
 
 def _attention(args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]) -> int:
-    query, key, value = shapes[0], shapes[1], shapes[2]
+    query: Shape = shapes[0]
+    key: Shape = shapes[1]
+    value: Shape = shapes[2]
     scores = math.prod(query[:-1]) * int(key[-2])
     return 2 * scores * int(query[-1]) + 2 * scores * int(value[-1]) + 5 * scores
 

@@ -11,16 +11,16 @@ what crosses and what does not.
 
 from __future__ import annotations
 
-import difflib
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from splitedge.capture import Dynamic, capture_graph, evaluating, repeated
+from splitedge.capture import WAY_OUT, Dynamic, capture_graph, evaluating, repeated
 from splitedge.codec import Tensors, TensorSpec
+from splitedge.cuts import Crossing, Cut, CutTable, NodeInfo
 from splitedge.errors import PartitionError
 from splitedge.extract import extract
 from splitedge.mincut import LatencyModel, Value, cheapest
@@ -28,69 +28,14 @@ from splitedge.program import Program
 from splitedge.structure import Structure, as_call, describe, restore
 from splitedge.values import Values
 
-Place = Literal["SPLIT", "LOCAL", "CLOUD"]
-
-
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """One tensor that crosses a cut."""
-
-    name: str
-    spec: TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A place where the model may be divided.
-
-    Attributes:
-        name: unique in the graph: the module path for the last cut after that module, "path@node" for
-            cuts inside it, "local" and "cloud" for the two ends.
-        position: computing calls before the cut.
-        module_path: the last module before it; empty where the model itself made the last call.
-        tensors: what crosses, in the order in which the tail takes it.
-        bytes: their bytes, uncompressed, at batch size 1.
-        head_flops, tail_flops: operations at batch size 1; a multiply-add counts as two.
-        head_params, tail_params: parameters each side holds (shared ones count on both).
-        place: SPLIT; LOCAL when all runs on the edge (nothing crosses), CLOUD when the inputs cross.
-    """
-
-    name: str
-    position: int
-    module_path: str
-    tensors: tuple[Crossing, ...]
-    bytes: int
-    head_flops: int
-    tail_flops: int
-    head_params: int
-    tail_params: int
-    place: Place = "SPLIT"
-
-    @property
-    def specs(self) -> tuple[TensorSpec, ...]:
-        """Specs of the tensors that cross, as a codec takes them."""
-        return tuple(t.spec for t in self.tensors)
-
-    def __str__(self) -> str:
-        crossing = " + ".join(str(t.spec) for t in self.tensors) or "nothing"
-        return f"{self.name}: {crossing} = {self.bytes} B"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """One computing call: its name, operator, module path and FLOPs at batch size 1."""
-
-    name: str
-    op: str
-    module_path: str
-    flops: int
+__all__ = ["Crossing", "Cut", "Graph", "LatencyModel", "NodeInfo", "capture"]
 
 
 def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: Dynamic = True) -> Graph:
     """Capture a model for cutting.
 
     The model is exported in eval mode (its training flags are put back) and keeps its weights; head and
-    tail get copies. Captured programs are compared with the model on the example before they are given
+    tail get copies. The captured program is compared with the model on the example before it is given
     out, at one and at three rows where the batch is dynamic.
 
     Args:
@@ -110,20 +55,22 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: Dynamic = T
 
 
 class Graph:
-    """A captured model: where it can be cut, and its pieces. Make one with `capture`."""
+    """A captured model: where it can be cut, and its pieces. Make one with `capture`.
+
+    Attributes:
+        dynamic_batch: whether any batch size runs.
+        fixed_batch_reason: why not; empty when it does.
+        input_structure, output_structure: how the flat tensors of the model nest, and their specs.
+    """
 
     def __init__(self, values: Values) -> None:
         self._values = values
+        self._table = CutTable(values)
         captured = values.captured
         self.dynamic_batch = captured.batch is not None
         self.fixed_batch_reason = captured.reason
         self.input_structure = Structure(captured.inputs, self._specs(values.inputs, "input"))
         self.output_structure = Structure(captured.outputs, self._specs(values.outputs, "output"))
-        self._index = {v: i for i, unit in enumerate(values.units) for v in unit.values}
-        self._found: dict[str, tuple[Cut, frozenset[int]]] = {}
-        self._cuts: list[Cut] = []
-        self._cut_after: list[Cut | None] = []
-        self._list_cuts()
 
     def _specs(self, nodes: Iterable[fx.Node], what: str) -> tuple[TensorSpec, ...]:
         specs = []
@@ -131,8 +78,8 @@ class Graph:
             spec = self._values.spec(node)
             if spec is None:
                 raise PartitionError(
-                    f"{what} {i} ('{node.name}') is {node.meta['val']}: neither of a fixed shape for each row of the "
-                    "batch nor independent of it; change the model, or deploy(head=..., tail=...)"
+                    f"{what} {i} of the model ('{node.name}') has the shape {tuple(node.meta['val'].shape)} and dtype "
+                    f"{node.meta['val'].dtype}, which is not so much for each row of the batch; {WAY_OUT}"
                 )
             specs.append(spec)
         return tuple(specs)
@@ -157,7 +104,7 @@ class Graph:
     @property
     def total_params(self) -> int:
         """Parameters of the whole model that its output depends on."""
-        return self._params(self._values.captured.parameters)
+        return self._table.parameters(self._values.captured.parameters)
 
     @property
     def example_rows(self) -> int:
@@ -166,7 +113,7 @@ class Graph:
 
     def cuts(self) -> list[Cut]:
         """All cuts along the graph's order, from the input on; the two ends are not among them."""
-        return list(self._cuts)
+        return list(self._table.cuts)
 
     def cut(self, name: str) -> Cut:
         """A cut by its name, or the one right after a module by the module's path.
@@ -174,105 +121,7 @@ class Graph:
         Raises:
             PartitionError: no such cut; the message has the nearest names.
         """
-        if name in self._found:
-            return self._found[name][0]
-        last = max((i for i, u in enumerate(self._values.units) if _within(u.path, name)), default=None)
-        if last is None:
-            raise PartitionError(f"no cut and no module '{name}'{self._near(name)}")
-        cut = self._cut_after[last + 1]
-        if cut is None:
-            raise PartitionError(
-                f"after module '{name}' the model can not be cut: a tensor that would cross has no fixed shape for "
-                f"each row of the batch{self._near(name)}"
-            )
-        if cut.place == "LOCAL":
-            raise PartitionError(f"after module '{name}' nothing is left to compute{self._near(name)}")
-        return cut
-
-    def _near(self, name: str) -> str:
-        known = [*self._found, *(u.path for u in self._values.units if u.path)]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else "; graph.cuts() lists them"
-
-    def _list_cuts(self) -> None:
-        """Walk the order once; one cut for each crossing set not seen before."""
-        units, ends = self._values.units, (0, len(self._values.units))
-        seen: dict[tuple[fx.Node, ...], int] = {}
-        first: list[int] = []
-        for position, live in enumerate(self._live()):
-            key = self._values.crossing(live)
-            first.append(seen.setdefault(key, position))
-        sets = {position: key for key, position in seen.items()}
-        last_of = {units[p - 1].path: p for p in sorted(sets) if 0 < p < ends[1] and self._may_cross(sets[p])}
-        made: dict[int, Cut | None] = {}
-        for position, key in sets.items():
-            before = frozenset(range(position))
-            if position == 0:
-                made[0] = self._make("cloud", before, key, "CLOUD")
-            elif first[ends[1]] == position:
-                continue
-            elif not self._may_cross(key):
-                made[position] = None
-            else:
-                unit = units[position - 1]
-                whole = unit.path and last_of[unit.path] == position
-                name = unit.path if whole else f"{unit.path}@{unit.node.name}"
-                made[position] = self._make(name, before, key)
-                self._cuts.append(made[position])  # type: ignore[arg-type]
-        made[first[ends[1]]] = made.get(first[ends[1]]) or self._make(
-            "local", frozenset(range(ends[1])), (), "LOCAL"
-        )
-        self._cut_after = [made[p] for p in first]
-
-    def _live(self) -> Iterable[list[fx.Node]]:
-        """For each position the tensors made before it (or given) that something after it uses."""
-        values = self._values
-        last: dict[fx.Node, int] = {}
-        end = len(values.units)
-        for node in [*values.inputs, *self._index]:
-            last[node] = max((self._use(user) for user in node.users), default=-1)
-        born = [[n for n in values.inputs], *(list(u.values) for u in values.units)]
-        live: list[fx.Node] = []
-        for position in range(end + 1):
-            live = [n for n in [*live, *born[position]] if last[n] >= position]
-            yield live
-
-    def _use(self, user: fx.Node) -> int:
-        """The position of a call that uses a tensor; the end for the model's output, -1 for a size."""
-        if user.op == "output":
-            return len(self._values.units)
-        if self._values.is_free(user):
-            return -1
-        return next(self._index[v] for v in (user, *user.users) if v in self._index)
-
-    def _may_cross(self, key: Sequence[fx.Node]) -> bool:
-        specs = [self._values.spec(n) for n in key]
-        batched = any(s is not None and s.batch_dim is not None for s in specs)
-        return bool(specs) and None not in specs and (batched or not self.dynamic_batch)
-
-    def _make(self, name: str, edge: frozenset[int], key: Sequence[fx.Node], place: Place = "SPLIT") -> Cut:
-        units = self._values.units
-        head = [units[i] for i in sorted(edge)]
-        tail = [u for i, u in enumerate(units) if i not in edge]
-        tensors = tuple(Crossing(n.name, s) for n in key if (s := self._values.spec(n)) is not None)
-        cut = Cut(
-            name=name,
-            position=len(head),
-            module_path=head[-1].path if head else "",
-            tensors=tensors,
-            bytes=sum(t.spec.nbytes() for t in tensors),
-            head_flops=sum(u.flops for u in head),
-            tail_flops=sum(u.flops for u in tail),
-            head_params=self._params(w for u in head for w in u.weights),
-            tail_params=self._params(w for u in tail for w in u.weights),
-            place=place,
-        )
-        self._found[name] = (cut, edge)
-        return cut
-
-    def _params(self, targets: Iterable[str]) -> int:
-        captured = self._values.captured
-        return sum(captured.weights[t].numel() for t in set(targets) & captured.parameters)
+        return self._table.named(name)
 
     # Dividing -----------------------------------------------------------------------------------
 
@@ -285,10 +134,6 @@ class Graph:
         Raises:
             PartitionError: the cut is not one of this graph, or leaves nothing for the tail.
         """
-        if cut.place == "LOCAL":
-            raise PartitionError(
-                "'local' runs everything on the edge; there is no tail (graph.segments([]) is all)"
-            )
         head, tail = self.segments([cut])
         return _Head(head, self.input_structure), _Tail(tail, self.output_structure)
 
@@ -303,26 +148,22 @@ class Graph:
             copy: whether the programs get their own weights; without, they share the model's memory.
 
         Raises:
-            PartitionError: a cut is not one of this graph, or they are not in order.
+            PartitionError: a cut is not one of this graph, they are not in order, or one is "local".
         """
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            if not self._edge_of(a) < self._edge_of(b):
+        edges = [self._table.edge_of(cut) for cut in cuts]
+        for (a, edge_a), (b, edge_b) in itertools.pairwise(zip(cuts, edges, strict=True)):
+            if not edge_a < edge_b:
                 raise PartitionError(f"cut '{b.name}' does not come after cut '{a.name}'")
-        nodes = {n.name: n for n in [*self._values.inputs, *self._index]}
+        nodes = {n.name: n for n in self._table.tensors()}
         borders = [self._values.inputs]
         for cut in cuts:
-            self._edge_of(cut)
             if cut.place == "LOCAL":
-                raise PartitionError("'local' is no place to divide at: nothing crosses it")
+                raise PartitionError(
+                    "'local' is no place to divide at, nothing crosses it; segments([]) is the model"
+                )
             borders.append([nodes[t.name] for t in cut.tensors])
-        borders.append(list(self._values.outputs))
-        return [extract(self._values, a, b, copy=copy) for a, b in zip(borders, borders[1:], strict=False)]
-
-    def _edge_of(self, cut: Cut) -> frozenset[int]:
-        found = self._found.get(cut.name)
-        if found is None or found[0] != cut:
-            raise PartitionError(f"cut '{cut.name}' is not one of this graph{self._near(cut.name)}")
-        return found[1]
+        borders.append(self._values.outputs)
+        return [extract(self._values, a, b, copy=copy) for a, b in itertools.pairwise(borders)]
 
     # Choosing -----------------------------------------------------------------------------------
 
@@ -335,16 +176,13 @@ class Graph:
         Raises:
             PartitionError: the model lacks a node of this graph.
         """
-        edge = self._cheapest(model)
-        local = frozenset(range(len(self._values.units)))
-        cut = self._cut_for(edge)
-        if cut.place != "LOCAL" and self.latency(self._cut_for(local), model) <= self.latency(cut, model):
-            return self._cut_for(local)
-        return cut
+        cut = self._table.for_edge(self._cheapest(model))
+        local = self._table.named("local")
+        return local if self.latency(local, model) <= self.latency(cut, model) else cut
 
     def latency(self, cut: Cut, model: LatencyModel) -> float:
         """Seconds that a latency model predicts for a cut: edge, transfer, cloud and the fixed part."""
-        edge = self._edge_of(cut)
+        edge = self._table.edge_of(cut)
         names = [u.node.name for u in self._values.units]
         seconds = sum(model.edge_s[n] if i in edge else model.cloud_s[n] for i, n in enumerate(names))
         return (
@@ -352,56 +190,31 @@ class Graph:
         )
 
     def _cheapest(self, model: LatencyModel) -> frozenset[int]:
-        units = self._values.units
-        names = [u.node.name for u in units]
+        """Units on the edge in the division of least latency, the fixed part left out."""
+        table, names = self._table, [u.node.name for u in self._values.units]
         missing = [n for n in names if n not in model.edge_s or n not in model.cloud_s]
         if missing:
             raise PartitionError(
-                f"the latency model has no seconds for node '{missing[0]}' (graph.nodes lists them)"
+                f"the latency model has no seconds for node '{missing[0]}'; graph.nodes lists all"
             )
-        end = len(units)  # the model's output: on the edge when nothing is in the cloud
-        consumers: dict[fx.Node, set[int]] = {}
-        for node in [*self._values.inputs, *self._index]:
-            uses = {self._use(user) for user in node.users} - {-1}
-            consumers.setdefault(self._values.root(node), set()).update(uses)
-        values = []
-        for node, uses in consumers.items():
-            producer = self._index.get(node, -1)
+        users: dict[fx.Node, set[int]] = {}
+        network = []
+        for node in table.tensors():
+            root = self._values.root(node)
+            users.setdefault(root, set()).update(table.users(node))
+            if root is not node:  # nothing is paid for it, but it runs before its users all the same
+                network.append(Value(table.index[node], tuple(sorted(table.users(node))), 0.0))
+        for node, uses in users.items():
+            producer = table.index.get(node, -1)
             send_s = 8 * self._values.nbytes(node) / model.goodput_bps
-            values.append(Value(producer, tuple(sorted(uses - {producer})), send_s))
-        for node, i in self._index.items():  # views that nothing is paid for still run before their users
-            if self._values.root(node) is not node:
-                uses = {self._use(user) for user in node.users} - {-1}
-                values.append(Value(i, tuple(sorted(uses)), 0.0))
-        edge_s = [model.edge_s[n] for n in names]
-        cloud_s = [model.cloud_s[n] for n in names]
-        edge = cheapest([*edge_s, 0.0], [*cloud_s, 0.0], values)
-        return frozenset(range(end)) if end in edge else edge
-
-    def _cut_for(self, edge: frozenset[int]) -> Cut:
-        """The cut with these calls on the edge, made and remembered if it is no prefix of the order."""
-        values = self._values
-        if len(edge) == len(values.units):
-            return self._found["local"][0]
-        made = [v for i in edge for v in values.units[i].values]
-        key = values.crossing(
-            n
-            for n in [*values.inputs, *made]
-            if any(0 <= (use := self._use(u)) and use not in edge for u in n.users)
-        )
-        names = tuple(n.name for n in key)
-        for cut, _ in self._found.values():
-            if cut.place != "LOCAL" and tuple(t.name for t in cut.tensors) == names:
-                return cut
-        if not self._may_cross(key):
-            raise PartitionError(
-                f"the cheapest division would send {', '.join(names)}, which no batch can be made of"
-            )
-        return self._make("+".join(names), edge, key)
+            network.append(Value(producer, tuple(sorted(uses - {producer})), send_s))
+        edge_s = [*(model.edge_s[n] for n in names), 0.0]  # the last one is the model's output: it is on
+        cloud_s = [*(model.cloud_s[n] for n in names), 0.0]  # the edge when nothing is in the cloud
+        edge = cheapest(edge_s, cloud_s, network)
+        return frozenset(range(table.end)) if table.end in edge else edge
 
     # Checking -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def check(self, model: nn.Module, example_inputs: Any) -> None:
         """Compare the captured program with the model on the example, at one and at three rows.
 
@@ -417,11 +230,12 @@ class Graph:
             args, kwargs = as_call(restore(captured.inputs, some))
             with evaluating(model):
                 tree, expected = describe(model(*args, **kwargs))
-            if tree != captured.outputs or not all(map(_agree, expected, program(*some))):
+                same = tree == captured.outputs and all(map(_agree, expected, program(*some)))
+            if not same:
                 raise PartitionError(
-                    f"the captured program does not give what the model gives on {rows} of the example's rows: the model "
-                    "does something that capture can not see (Python state, a branch on the batch size, random "
-                    "numbers); change it, or deploy(head=..., tail=...)"
+                    f"the captured program does not give what the model gives on {rows} of the example's rows: the "
+                    "model does something that capture can not see (Python state, a branch on the batch size, "
+                    f"random numbers); {WAY_OUT}"
                 )
 
 
@@ -434,10 +248,6 @@ def _agree(expected: torch.Tensor, got: torch.Tensor) -> bool:
     scale = expected.abs().nan_to_num(0.0, 0.0, 0.0).amax().item() if expected.numel() else 0.0
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
     return torch.allclose(expected, got, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
-
-
-def _within(path: str, module: str) -> bool:
-    return path == module or path.startswith(f"{module}.")
 
 
 class _Head(nn.Module):
@@ -463,6 +273,3 @@ class _Tail(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         return self._structure.unflatten(self.program(*tensors))
-
-
-__all__ = ["Crossing", "Cut", "Graph", "LatencyModel", "NodeInfo", "capture"]

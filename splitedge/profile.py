@@ -129,7 +129,8 @@ class Profile:
         if not isinstance(cuts, list):
             raise BundleError("the cuts of a profile are a list")
         data["cuts"] = tuple(_read(CutTimes, c) for c in cuts)
-        return _read(cls, data)
+        found: Profile = _read(cls, data)
+        return found
 
 
 def _read(kind: type[Any], data: Any) -> Any:
@@ -276,8 +277,8 @@ def _table(
 
     cuts = []
     for i, (name, *sizes) in enumerate(meta):
-        spans = [q for x in (heads[:, i], tails[:, i], times[:, i]) for q in quantiles(x)]
-        cuts.append(CutTimes(name, *spans, *sizes))
+        head, tail, segment = quantiles(heads[:, i]), quantiles(tails[:, i]), quantiles(times[:, i])
+        cuts.append(CutTimes(name, *head, *tail, *segment, *sizes))
     return Profile(
         device=device_name(device),
         threads=threads,

@@ -92,10 +92,8 @@ class Program(nn.Module):
         """
         if len(inputs) != len(self.input_names):
             raise TypeError(f"this program takes {len(self.input_names)} tensors, got {len(inputs)}")
-        weights = (*self._parameters.values(), *self._buffers.values())
-        if self._follows_device:
-            weights = (*weights, inputs[0].device)  # type: ignore[assignment]
-        out: Tensors = self._run(*weights, *inputs)
+        device = (inputs[0].device,) if self._follows_device else ()
+        out: Tensors = self._run(*self._parameters.values(), *self._buffers.values(), *device, *inputs)
         return out
 
     def parameter_count(self) -> int:
@@ -191,7 +189,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 def _outputs(graph: fx.Graph) -> list[str]:
     (result,) = graph.output_node().args
-    return [node.name for node in result]  # type: ignore[union-attr]
+    return [node.name for node in result if isinstance(node, fx.Node)]  # type: ignore[union-attr]
 
 
 def _node_to_json(node: fx.Node) -> dict[str, Any]:
@@ -278,7 +276,8 @@ class _Reader:
         if not isinstance(entry, dict) or set(entry) != {"name", "dtype", "shape", "parameter"}:
             raise BundleError("a weight has the fields name, dtype, shape and parameter")
         name, parameter = entry["name"], entry["parameter"]
-        self._fresh(name)
+        if hasattr(nn.Module, self._fresh(name)) or name == "_run":  # it becomes an attribute of the module
+            raise BundleError(f"weight '{name}' has a name that a module reserves")
         tensor = tensors.pop(name, None)
         if tensor is None:
             raise BundleError(f"weight '{name}' is missing from the weights file, or named twice")
@@ -294,7 +293,7 @@ class _Reader:
     def _fresh(self, name: Any) -> str:
         """`name`, checked to be a new identifier that the generated code may use as it stands."""
         valid = isinstance(name, str) and _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name)
-        if not valid or name in self.nodes or hasattr(nn.Module, name) or name == "_run":
+        if not valid or name in self.nodes:
             raise BundleError(f"node name {name!r:.80} is not a name, is reserved, or is used twice")
         return str(name)
 

@@ -231,7 +231,7 @@ def _unflatten(tree: Tree, rest: Any) -> Any:
     if tree.kind == "list":
         return items
     if tree.kind == "namedtuple":
-        return namedtuple(tree.name, [str(k) for k in tree.keys])(*items)  # type: ignore[misc]
+        return namedtuple(tree.name, [str(k) for k in tree.keys])(*items)
     named = dict(zip(tree.keys, items, strict=True))
     if tree.kind == "output" and (found := _output_class(tree.name)) is not None:
         return found(**{str(k): v for k, v in named.items()})

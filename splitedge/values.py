@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from splitedge.capture import Captured, base_name, module_path
+from splitedge.capture import Captured, base_name, module_path, output_nodes
 from splitedge.codec import DTYPE_NAMES, TensorSpec
 from splitedge.flops import flops
 
@@ -54,7 +54,7 @@ class Values:
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.inputs = [n for n in captured.graph.nodes if n.op == "placeholder"]
-        (self.outputs,) = captured.graph.output_node().args
+        self.outputs: list[fx.Node] = output_nodes(captured.graph)
         self._free: dict[fx.Node, bool] = {}
         self._weights: dict[fx.Node, frozenset[str]] = {}
         self._specs: dict[fx.Node, TensorSpec | None] = {}
