@@ -22,6 +22,9 @@ PACKET_BITS = 8 * PACKET_BYTES
 #: Sums over a long replay round by a fraction of a bit; this much must not push a byte past an outage.
 SLACK_BITS = 2.0**-4
 
+#: A few packets may be spread over years: bins widen rather than be more than this.
+MAX_BINS = 1_000_000
+
 Floats = NDArray[np.float64]
 
 
@@ -106,7 +109,7 @@ class Rates:
         return self._rates[bisect_right(self._times, t % self.period_s) - 1]
 
     def binned(self, bin_s: float) -> Rates:
-        """The same capacity averaged over bins of `bin_s` seconds."""
+        """The same capacity averaged over bins of `bin_s` seconds (wider, if they were over `MAX_BINS`)."""
         edges = _bin_edges(self.period_s, bin_s)
         sums = np.interp(edges, np.append(self.time_s, self.period_s), np.frombuffer(self._sums))
         return Rates(edges[:-1], np.diff(sums) / np.diff(edges), self.period_s)
@@ -154,10 +157,11 @@ class Opportunities:
         return (self.bits_by(t + 0.1) - self.bits_by(t)) / 0.1
 
     def binned(self, bin_s: float) -> Rates:
-        """Rates with the same bits in every bin of `bin_s` seconds."""
+        """Rates with the same bits in every bin of `bin_s` seconds (wider, if they were over `MAX_BINS`)."""
         edges = _bin_edges(self.period_s, bin_s)
         # The last opportunity stands at the very end of the period and belongs to its last bin.
-        where = np.minimum(np.searchsorted(edges, self.time_s, side="right") - 1, len(edges) - 2)
+        # A nanosecond of grace: 3 * 0.1 is more than 0.3.
+        where = np.minimum(np.searchsorted(edges - 1e-9, self.time_s, side="right") - 1, len(edges) - 2)
         counts = np.bincount(where, minlength=len(edges) - 1)
         return Rates(edges[:-1], counts * PACKET_BITS / np.diff(edges), self.period_s)
 
@@ -171,6 +175,7 @@ def steady(bps: float) -> Rates:
 
 
 def _bin_edges(period_s: float, bin_s: float) -> Floats:
+    bin_s = max(bin_s, period_s / MAX_BINS)
     # A last bin of a sliver would give a meaningless rate: it joins the bin before it.
     count = max(1, math.ceil(period_s / bin_s - 0.01))
     edges = np.arange(count + 1, dtype=np.float64) * bin_s

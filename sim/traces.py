@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from splitedge.sim.curves import Capacity, Floats, Opportunities, Rates, Series
 
 from splitedge.errors import TraceError
@@ -116,9 +117,8 @@ def _summary(time_s: Floats, value: Floats, period_s: float, samples: int) -> Su
     )
 
 
-def _longest(lengths: Floats, zero: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-    longest = run = 0.0
-    for length, empty in zip(lengths.tolist(), zero.tolist(), strict=True):
-        run = run + length if empty else 0.0
-        longest = max(longest, run)
-    return longest
+def _longest(lengths: Floats, zero: NDArray[np.bool_]) -> float:
+    """The longest run of `zero`, in seconds."""
+    ends = np.concatenate([[0.0], np.cumsum(lengths)])
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], zero, [False]])))
+    return float(np.max(ends[edges[1::2]] - ends[edges[::2]], initial=0.0))
