@@ -1,5 +1,5 @@
-"""The demo's task: scikit-learn's digits (1,797 real scans), enlarged to camera-like 64x64 frames, and a
-small CNN that learns them in seconds.
+"""The demo's task: scikit-learn's digits (1,797 real scans) as a camera would see them, each somewhere in a
+64x64 frame with some sensor noise, and a small CNN that learns them in seconds.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ class Digits(NamedTuple):
 
 
 def digits(seed: int = 0) -> Digits:
-    """Load, enlarge, shuffle and divide: 900 to train, 397 to validate and calibrate, 500 to test."""
-    bunch = load_digits()
-    frames = [
-        np.asarray(
-            Image.fromarray((image * 15.9375).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        )
-        for image in bunch.images
-    ]
-    x = torch.from_numpy(np.stack(frames))[:, None]
+    """Load, place in frames, shuffle, divide: 900 to train, 397 to validate and calibrate, 500 to test."""
+    bunch, rng = load_digits(), np.random.default_rng(seed)
+    x = torch.from_numpy(np.stack([_frame(image, rng) for image in bunch.images]))[:, None]
     y = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
+    order = torch.from_numpy(rng.permutation(len(y)))
     train, val, test = order[:900], order[900:1297], order[1297:]
     return Digits((x[train], y[train]), (x[val], y[val]), (x[test], y[test]))
+
+
+def _frame(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A scan of 8x8 values 0..16, enlarged and put at random into a noisy frame; uint8 (64, 64)."""
+    size = int(rng.integers(30, 44))
+    scan = Image.fromarray((image * 15.0).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    frame = rng.normal(12.0, 4.0, (SIDE, SIDE))
+    top, left = rng.integers(0, SIDE - size + 1, 2)
+    frame[top : top + size, left : left + size] += np.asarray(scan, dtype=float)
+    return np.clip(frame, 0, 255).astype(np.uint8)
 
 
 class DigitNet(nn.Module):
@@ -78,7 +82,7 @@ def train(
     done = 0
     for _ in range(epochs):
         for rows in torch.randperm(len(y)).split(64):
-            shift = torch.randint(-4, 5, (2,)).tolist()
+            shift = torch.randint(-9, 10, (2,)).tolist()
             loss = nn.functional.cross_entropy(model(x[rows].roll(shift, (2, 3))), y[rows])
             optimiser.zero_grad()
             loss.backward()
