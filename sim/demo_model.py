@@ -69,7 +69,7 @@ def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 def train(
     data: tuple[torch.Tensor, torch.Tensor],
     *,
-    epochs: int = 12,
+    epochs: int = 16,
     seed: int = 0,
     progress: Callable[[float], None] = lambda share: None,
 ) -> DigitNet:
