@@ -8,9 +8,11 @@ slow goes back to the thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ from splitedge.events import Stage
 from splitedge.parts import EdgeModel, Flow, Outcome
 
 INLINE_S = 300e-6
-_FORGET = 0.2  # weight of the newest measurement when it is below the estimate
+_REMEMBER = 5  # measurements of each stage
 
 
 @dataclass(slots=True)
@@ -44,10 +46,12 @@ class StageRunner:
         self._model = model
         self._loop = loop
         self._done = done
+        self._last: dict[Stage, deque[float]] = {}
         self._seconds: dict[Stage, float] = {}  # of one row
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._busy = 0  # jobs handed to the thread and not yet back
         self._closed = False
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="splitedge-compute", daemon=True)
         self._thread.start()
 
@@ -70,11 +74,12 @@ class StageRunner:
             self._busy += 1
             self._jobs.put(_Job(request, flow, stage))
 
-    def close(self, wait_s: float = 5.0) -> None:
-        """Finish what is queued, report none of it, end the thread."""
+    async def close(self, wait_s: float = 5.0) -> None:
+        """End the thread after the stage it is in; nothing more is reported."""
         self._closed = True
         self._jobs.put(None)
-        self._thread.join(wait_s)
+        with contextlib.suppress(TimeoutError):  # a stage that never ends dies with the process
+            await asyncio.wait_for(self._ended.wait(), wait_s)
 
     def _compute(self, flow: Flow, stage: Stage) -> tuple[Outcome | Exception, float]:
         start = time.perf_counter()
@@ -85,22 +90,20 @@ class StageRunner:
         return outcome, time.perf_counter() - start
 
     def _learn(self, stage: Stage, row_s: float) -> None:
-        """Up at once, down slowly: a stage must be short repeatedly to run on the loop."""
-        known = self._seconds.get(stage)
-        if known is None or row_s >= known:
-            self._seconds[stage] = row_s
-        else:
-            self._seconds[stage] = known + _FORGET * (row_s - known)
+        """The median of the last few: one that the scheduler interrupted says nothing of the stage."""
+        known = self._last.setdefault(stage, deque(maxlen=_REMEMBER))
+        known.append(row_s)
+        self._seconds[stage] = sorted(known)[len(known) // 2]
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if self._closed:
-                continue
-            outcome, seconds = self._compute(job.flow, job.stage)
-            try:
-                self._loop.call_soon_threadsafe(self._finish, job, outcome, seconds)
-            except RuntimeError:  # the loop was closed under us: nobody waits any more
-                return
+            if not self._closed:
+                self._report(self._finish, job, *self._compute(job.flow, job.stage))
+        self._report(self._ended.set)
+
+    def _report(self, callback: Callable[..., None], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed under us: nobody waits any more
+            self._loop.call_soon_threadsafe(callback, *args)
 
     def _finish(self, job: _Job, outcome: Outcome | Exception, seconds: float) -> None:
         self._busy -= 1

@@ -167,15 +167,11 @@ class EdgeRuntime:
         if self._runner is not None or self._draining:
             raise Rejected("this runtime was started already; make a new one")
         self._loop = asyncio.get_running_loop()
+        if self._remote is not None:
+            self._remote.start(self._loop)
         self._runner = StageRunner(self._model, self._loop, self._stage_done)
         if self._remote is None:
             self._feed(LinkChanged(False, NO_CLOUD))
-        else:
-            try:
-                self._remote.start(self._loop)
-            except BaseException:
-                self._runner.close()
-                raise
         self._read_battery()
 
     async def connected(self, timeout_s: float = 5.0) -> None:
@@ -221,7 +217,7 @@ class EdgeRuntime:
         self._calls.clear()
         runner, self._runner = self._runner, None
         if runner is not None:
-            await asyncio.get_running_loop().run_in_executor(None, runner.close)
+            await runner.close()
         if self._records is not None:
             self._records.close()
             self._records = None
