@@ -160,6 +160,17 @@ class Deployment:
         """The link to the cloud, once the first request has been made."""
         return self._link
 
+    def outage(self, reason: str | None) -> None:
+        """Play an outage of the in-process cloud: unplugged for `reason`, plugged in again by None.
+
+        Raises:
+            ConfigError: the cloud does not run in this process.
+        """
+        running, link = self._runtime(), self._link
+        if not isinstance(link, Loopback):
+            raise ConfigError("an outage can be played for a cloud in this process only")
+        running.submit(_plug(link, reason)).result()
+
     # Fitting and looking --------------------------------------------------------------------------
 
     def fit(
@@ -394,6 +405,13 @@ def load(
         side=side,
         digest=found.digest,
     )
+
+
+async def _plug(link: Loopback, reason: str | None) -> None:
+    if reason is None:
+        link.connect()
+    else:
+        link.disconnect(reason)
 
 
 async def _shut(runtime: EdgeRuntime, link: Loopback) -> None:

@@ -19,6 +19,8 @@ from splitedge.parts import CloudModel
 log = logging.getLogger(__name__)
 
 PEER = b"loopback"
+#: Tails never run on the event loop: one that turns slow would stop the edge's own timers.
+APART = ServerSettings(inline_below_s=0.0)
 
 
 class Loopback:
@@ -30,7 +32,7 @@ class Loopback:
     """
 
     def __init__(self, model: CloudModel, settings: ServerSettings | None = None) -> None:
-        self.host = CloudHost([model], settings or ServerSettings(), self._reply)
+        self.host = CloudHost([model], settings or APART, self._reply)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
