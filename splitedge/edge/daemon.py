@@ -72,7 +72,7 @@ class EdgeApi:
         self._answers_alone = any(not option.remote for option in model.options)
         limits = HttpLimits(settings.receive_s, settings.max_connections, settings.max_body)
         app = guarded_app(limits)
-        app.middlewares.append(_json_errors)
+        app.middlewares.insert(0, _json_errors)  # outside of the guard, whose errors it also puts in form
         self._routes(app)
         self.server = HttpServer(app, settings.http_host, settings.http_port, limits)
 

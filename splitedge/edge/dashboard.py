@@ -21,12 +21,14 @@ PAGE = """<!doctype html>
 :root { color-scheme: light dark; --ink: #1c2733; --dim: #5d6b7a; --line: #d5dce3; --paper: #fff;
         --ok: #1a7f4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ee; --dim: #93a1af; --line: #33404d; --paper: #12181f; --ok: #4cc38a; --bad: #ff8a80; } }
+  :root { --ink: #e4e9ee; --dim: #93a1af; --line: #33404d; --paper: #12181f; --ok: #4cc38a;
+          --bad: #ff8a80; } }
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        margin: 0 auto; padding: 1.2rem; max-width: 70rem; }
 h1 { font-size: 1.2rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { margin: 0; } .dim { color: var(--dim); } .ok { color: var(--ok); } .bad { color: var(--bad); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1rem 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem;
+     margin: 1rem 0; }
 dt { color: var(--dim); font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; }
 svg { width: 100%; height: 9rem; display: block; border-bottom: 1px solid var(--line); }
 .legend span { margin-right: 1rem; white-space: nowrap; }
@@ -62,7 +64,8 @@ function node(tag, text, kind) {
   return e;
 }
 const ms = s => s === null ? "–" : (s * 1000).toFixed(s < 0.1 ? 1 : 0) + " ms";
-const rate = b => b === null ? "–" : b >= 1e6 ? (b / 1e6).toFixed(1) + " Mbit/s" : (b / 1e3).toFixed(0) + " kbit/s";
+const rate = b => b === null ? "–"
+  : b >= 1e6 ? (b / 1e6).toFixed(1) + " Mbit/s" : (b / 1e3).toFixed(0) + " kbit/s";
 const part = p => p === null ? "–" : (p * 100).toFixed(1) + " %";
 function figures(s) {
   const r = s.requests;
@@ -84,8 +87,8 @@ function bars(routes) {
       if (!h) continue;
       const r = document.createElementNS("http://www.w3.org/2000/svg", "rect");
       y -= h;
-      for (const [k, v] of [["x", i * w + 0.5], ["y", y], ["width", w - 1], ["height", h], ["fill", colours[name]]])
-        r.setAttribute(k, v);
+      const shape = {x: i * w + 0.5, y: y, width: w - 1, height: h, fill: colours[name]};
+      for (const [k, v] of Object.entries(shape)) r.setAttribute(k, v);
       out.push(r);
     }
   });
@@ -98,7 +101,8 @@ function row(r) {
   const tr = node("tr"), c = r.confidence;
   tr.append(node("td", r.request), node("td", r.option || r.error, r.error ? "bad" : ""),
     node("td", ms(r.latency_s), "n"), node("td", r.bytes_up, "n"),
-    node("td", c === null ? "–" : c.toFixed(3), "n"), node("td", (r.degraded ? "degraded: " : "") + r.reason));
+    node("td", c === null ? "–" : c.toFixed(3), "n"),
+    node("td", (r.degraded ? "degraded: " : "") + r.reason));
   return tr;
 }
 async function get(path) {

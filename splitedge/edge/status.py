@@ -54,7 +54,7 @@ class Status:
         latencies = sorted(r.latency_s for r in self._recent if not r.error)
         goodput, rtt = engine.link.goodput(now), engine.link.rtt(now)
         with_deadline = [r for r in self._recent if math.isfinite(r.deadline_s)]
-        return _plain(
+        summary: dict[str, Any] = _plain(
             {
                 "model": self._name,
                 "bundle": runtime.model.digest,
@@ -81,6 +81,7 @@ class Status:
                 "routes": self._timeline(now),
             }
         )
+        return summary
 
     def _timeline(self, now: float) -> dict[str, Any]:
         last = int(now // BUCKET_S)
