@@ -146,7 +146,7 @@ class CalibrationReport:
 
 
 def calibrate(
-    logits: Array, labels: Array, *, folds: int = 2, seed: int = 0
+    logits: Array, labels: Array, *, folds: int = 5, seed: int = 0
 ) -> tuple[Calibration, CalibrationReport]:
     """Fit a calibration on all rows and report its error cross-fitted over `folds` parts.
 

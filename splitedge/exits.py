@@ -44,7 +44,9 @@ class ExitHead(nn.Module):
         _check_spec(spec, n_classes)
         self.spec = spec
         self.n_classes = n_classes
-        self.norm = nn.LayerNorm(spec.shape[2]) if len(spec.shape) == 3 else nn.Identity()
+        self.norm = (
+            nn.LayerNorm(spec.shape[2], elementwise_affine=False) if len(spec.shape) == 3 else nn.Identity()
+        )
         self.grid = _grid(spec)
         width = self._width()
         self.shift: torch.Tensor
@@ -69,7 +71,7 @@ class ExitHead(nn.Module):
         if x.dim() == 2:
             return x
         if x.dim() == 3:
-            x = self.norm(x)
+            x = F.layer_norm(x, x.shape[2:])
             return torch.cat([x.mean(1), x[:, 0], x[:, -1]], dim=1)
         if x.dim() == 4:
             cells = F.adaptive_avg_pool2d(x, self.grid).flatten(1)
@@ -77,22 +79,25 @@ class ExitHead(nn.Module):
         x = x.flatten(2)
         return torch.cat([x.mean(2), x.amax(2)], dim=1)
 
+    def look(self, features: torch.Tensor) -> torch.Tensor:
+        """What the classifier sees: pooled and standardised, float32 (N, width). Nothing here is trained."""
+        return (self.pool(features) - self.shift) * self.scale
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (N, n_classes), float32."""
-        logits: torch.Tensor = self.classifier((self.pool(features) - self.shift) * self.scale)
+        logits: torch.Tensor = self.classifier(self.look(features))
         return logits
 
     @torch.no_grad()
     def standardise(self, features: torch.Tensor, batch_size: int = 256) -> None:
         """Take mean and deviation of the pooled features of training rows; `train_exit` calls it."""
         device = self.shift.device
-        pooled = torch.cat(
-            [self.pool(part.to(device)).cpu() for part in torch.split(features, batch_size)]
-        ).double()
-        deviation = pooled.std(0, correction=0)
+        parts = [features[i : i + batch_size] for i in range(0, len(features), batch_size)]
+        pooled = torch.cat([self.pool(part.to(device)).cpu() for part in parts]).double()
+        mean, deviation = pooled.mean(0), pooled.std(0, correction=0)
         # A feature that never varies says nothing; a unit scale keeps it from becoming noise.
-        steady = deviation <= 1e-6 * (1.0 + pooled.mean(0).abs())
-        self.shift.copy_(pooled.mean(0))
+        steady = deviation <= 1e-6 * (1.0 + mean.abs())
+        self.shift.copy_(mean)
         self.scale.copy_(torch.where(steady, torch.ones_like(deviation), 1.0 / deviation))
 
 
@@ -165,7 +170,7 @@ def train_exit(
         epochs: at most this many passes.
         seed: of the hold-out and the order of the batches.
         progress: show a bar on standard error when it takes over 2 s.
-        batch_size: rows a step; None for a 32nd of the rows, at least 16 and at most 256.
+        batch_size: rows a step; None for a 32nd of the rows, at least 32 and at most 256.
         lr, weight_decay: of AdamW with a cosine schedule.
         patience: epochs without a better validation loss before it stops.
         kd_weight, kd_temperature: w and T above; no effect without `teacher_logits`.
@@ -183,7 +188,7 @@ def train_exit(
     else:
         rows, held = rows.hold_out(val, seed)
     if batch_size is None:
-        batch_size = min(max(len(rows) // 32, 16), 256)
+        batch_size = min(max(len(rows) // 32, 32), 256)
     if epochs < 1 or batch_size < 1 or not 0.0 <= kd_weight <= 1.0 or kd_temperature <= 0.0:
         raise ConfigError("epochs and batch_size are 1 or more, kd_weight 0 to 1, kd_temperature above 0")
     home = head.shift.device

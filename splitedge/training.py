@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from splitedge.errors import ConfigError
@@ -25,7 +26,7 @@ _MIN_DELTA = 1e-4  # nats; a smaller gain does not count as better
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Cached features with their targets and, perhaps, the teacher's logits; on the CPU."""
+    """Cached features with their targets and, perhaps, the teacher's logits."""
 
     features: torch.Tensor
     targets: torch.Tensor
@@ -62,6 +63,15 @@ class Rows:
         """Some of the rows."""
         teacher = None if self.teacher is None else self.teacher[index]
         return replace(self, features=self.features[index], targets=self.targets[index], teacher=teacher)
+
+    @torch.no_grad()
+    def looked_at(self, head: ExitHead, batch_size: int = 256) -> Self:
+        """The rows as the head's classifier sees them, on the head's device."""
+        device = head.shift.device
+        parts = [self.features[i : i + batch_size] for i in range(0, len(self), batch_size)]
+        features = torch.cat([head.look(part.to(device)) for part in parts])
+        teacher = None if self.teacher is None else self.teacher.to(device)
+        return replace(self, features=features, targets=self.targets.to(device), teacher=teacher)
 
     def hold_out(self, part: float, seed: int) -> tuple[Self, Self]:
         """Divide at random into training and validation rows.
@@ -126,64 +136,63 @@ def fit_head(
     """
     generator = torch.Generator().manual_seed(seed)
     head.standardise(rows.features)
-    head.train()
-    optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
+    # Pooling and standardising hold nothing to train: done once, an epoch costs only the classifier.
+    rows, held = rows.looked_at(head), held.looked_at(head)
+    classifier = head.classifier.train()
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     best = Best(0, math.inf, math.inf, 0.0)
-    kept = {name: value.detach().clone() for name, value in head.state_dict().items()}
+    kept = _weights(classifier)
     epoch = 0
     with _bar(epochs, progress) as advance:
         for epoch in range(1, epochs + 1):
-            train_loss = _epoch(head, rows, optimiser, distil, batch_size, generator)
+            train_loss = _epoch(classifier, rows, optimiser, distil, batch_size, generator)
             schedule.step()
-            val_loss, val_accuracy = evaluate(head, held)
+            val_loss, val_accuracy = _evaluate(classifier, held)
             if not math.isfinite(train_loss) or not math.isfinite(val_loss):
                 raise ConfigError(
                     f"training the exit diverged in epoch {epoch}; are the features finite? lower lr={lr}"
                 )
             if val_loss < best.val_loss - _MIN_DELTA:
                 best = Best(epoch, train_loss, val_loss, val_accuracy)
-                kept = {name: value.detach().clone() for name, value in head.state_dict().items()}
+                kept = _weights(classifier)
             advance(f"exit: {val_accuracy:.1%} right on validation")
             if epoch - best.epoch >= patience:
                 break
-    head.load_state_dict(kept)
+    classifier.load_state_dict(kept)
     return replace(best, epochs=epoch)
 
 
 def _epoch(
-    head: ExitHead,
+    classifier: nn.Module,
     rows: Rows,
     optimiser: torch.optim.Optimizer,
     distil: Distil,
     batch_size: int,
     generator: torch.Generator,
 ) -> float:
-    device, total = head.shift.device, 0.0
-    order = torch.randperm(len(rows), generator=generator)
+    total = torch.zeros((), device=rows.features.device)
+    order = torch.randperm(len(rows), generator=generator).to(rows.features.device)
     for i in range(0, len(rows), batch_size):
         part = rows.take(order[i : i + batch_size])
-        teacher = None if part.teacher is None else part.teacher.to(device)
-        loss = distil.loss(head(part.features.to(device)), part.targets.to(device), teacher)
+        loss = distil.loss(classifier(part.features), part.targets, part.teacher)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        total += loss.item() * len(part)
-    return total / len(rows)
+        total += loss.detach() * len(part)
+    return float(total) / len(rows)
 
 
 @torch.no_grad()
-def evaluate(head: ExitHead, rows: Rows, batch_size: int = 512) -> tuple[float, float]:
-    """Cross-entropy in nats and accuracy on some rows."""
-    device, loss, right = head.shift.device, 0.0, 0
-    order = torch.arange(len(rows))
-    for i in range(0, len(rows), batch_size):
-        part = rows.take(order[i : i + batch_size])
-        targets = part.targets.to(device)
-        logits = head(part.features.to(device))
-        loss += F.cross_entropy(logits, targets, reduction="sum").item()
-        right += int((logits.argmax(1) == targets).sum())
-    return loss / len(rows), right / len(rows)
+def _evaluate(classifier: nn.Module, rows: Rows) -> tuple[float, float]:
+    """Cross-entropy in nats and accuracy."""
+    logits = classifier(rows.features)
+    right = (logits.argmax(1) == rows.targets).float().mean()
+    return float(F.cross_entropy(logits, rows.targets)), float(right)
+
+
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
