@@ -8,7 +8,6 @@ any send or receive may swallow that, so `EVENTS` is looked at again after each 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from collections.abc import Callable, Sequence
@@ -108,10 +107,10 @@ class CloudServer:
         return ""
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take no new connections and requests, let those in flight end; whether they did in time."""
-        if self._socket is not None:
-            with contextlib.suppress(zmq.ZMQError):  # unbound already
-                self._socket.unbind(self._endpoint)
+        """Refuse new requests, let those in flight end; whether they did in time.
+
+        The address stays bound meanwhile: to unbind it would cut the connections that replies leave on.
+        """
         self._drained = await self.host.drain(timeout_s)
         return self._drained
 
@@ -122,8 +121,9 @@ class CloudServer:
                 handle.cancel()
         self._revoker = self._again = None
         if self._socket is not None:
-            if self._loop is not None:
+            if self._loop is not None and self._fd >= 0:
                 self._loop.remove_reader(self._fd)
+                self._fd = -1
             self._socket.close(linger=FLUSH_MS if self._drained else 0)
             self._socket = None
         await self.host.close()
