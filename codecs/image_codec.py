@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -95,18 +95,18 @@ class ImageCodec(Codec):
         Raises:
             CodecError: no batches, or one that does not fit the specs or holds NaN or infinity.
         """
-        ends: list[tuple[F32, F32]] = []
+        lows, highs, seen = [], [], False
         for batch in batches:
             self.rows_of(batch)
+            seen = True
             if self._float:
                 lo, hi = ranges_of(self._floats(batch[0]), f"codec '{self.name}': an image")
-                ends.append((lo.min(axis=0), hi.max(axis=0)))
-            else:
-                ends.append((np.zeros(0, np.float32), np.zeros(0, np.float32)))
-        if not ends:
+                lows.append(lo.min(axis=0))
+                highs.append(hi.max(axis=0))
+        if not seen:
             raise CodecError(f"codec '{self.name}': no batches to calibrate on")
         if self._float:
-            self._set_range(np.min([lo for lo, _ in ends], axis=0), np.max([hi for _, hi in ends], axis=0))
+            self._set_range(np.min(lows, axis=0), np.max(highs, axis=0))
 
     def _set_range(self, lo: F32, hi: F32) -> None:
         self._range = (lo, hi)
@@ -153,25 +153,27 @@ class ImageCodec(Codec):
 
     def _encode(self, tensors: Tensors, level: int, rows: int) -> bytes:
         parts: list[bytes] = []
-        if self._float:
-            floats = self._floats(tensors[0])
-            lo, hi = ranges_of(floats, f"codec '{self.name}': an image")
-            fits = self._fits(lo, hi)
-        else:
-            images = tensors[0].detach().cpu().contiguous().numpy()
-        for row in range(rows):
-            flags, own, last = 0, b"", row == rows - 1
-            if self._float:
-                affine = self._affine if fits[row] else None
-                if affine is None:
-                    ends = lo[row : row + 1], hi[row : row + 1]
-                    affine, flags, own = Affine(*ends, 255), _OWN_RANGE, b"".join(e.tobytes() for e in ends)
-                pixels = np.empty((1, *floats.shape[1:]), np.uint8)
-                affine.codes(floats[row : row + 1], pixels)
-            else:
-                pixels = images[row : row + 1]
-            parts += self._row(pixels, flags, own, level, last)
+        for row, (pixels, own) in enumerate(self._eight_bits(tensors[0])):
+            parts += self._row(pixels, own, level, last=row == rows - 1)
         return b"".join(parts)
+
+    def _eight_bits(self, tensor: torch.Tensor) -> Iterator[tuple[U8, bytes]]:
+        """Row by row its pixels (C, H, W), and the range it brings (empty where it brings none)."""
+        shape = (self._channels, self._height, self._width)
+        if not self._float:
+            for image in tensor.detach().cpu().contiguous().numpy():
+                yield image, b""
+            return
+        floats = self._floats(tensor)
+        lo, hi = ranges_of(floats, f"codec '{self.name}': an image")
+        fits = self._fits(lo, hi)
+        for row in range(len(floats)):
+            at, own, affine = slice(row, row + 1), b"", self._affine
+            if affine is None or not fits[row]:
+                affine, own = Affine(lo[at], hi[at], 255), lo[at].tobytes() + hi[at].tobytes()
+            pixels = np.empty(floats[at].shape, np.uint8)
+            affine.codes(floats[at], pixels)
+            yield pixels.reshape(shape), own
 
     def _fits(self, lo: F32, hi: F32) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows the static range can take, half a step of clipping allowed."""
@@ -181,13 +183,13 @@ class ImageCodec(Codec):
         half = (most - least) / 255 / 2
         return ((lo >= least - half) & (hi <= most + half)).all(axis=1)
 
-    def _row(self, pixels: U8, flags: int, own: bytes, level: int, last: bool) -> list[bytes]:
+    def _row(self, pixels: U8, own: bytes, level: int, *, last: bool) -> list[bytes]:
         """One row of the body: an image file, or bare pixels where the file would not be smaller."""
-        shaped = pixels.reshape(self._channels, self._height, self._width)
-        file = self._write(self._image(shaped), level)
+        flags = _OWN_RANGE if own else 0
+        file = self._write(self._image(pixels), level)
         length = b"" if last else _LENGTH.pack(len(file))
         if len(length) + len(file) >= self._pixels:
-            return [bytes((flags | _PIXELS,)), own, shaped.tobytes()]
+            return [bytes((flags | _PIXELS,)), own, pixels.tobytes()]
         return [bytes((flags,)), length, own, file]
 
     def _image(self, pixels: U8) -> Image.Image:
