@@ -138,7 +138,7 @@ def resnet8() -> ResNet8:
 
 
 def load_resnet8(weights_dir: Path) -> ResNet8:
-    """With the published weights, from `weights_dir/mlperf_tiny/resnet8_cifar10.safetensors` (Keras names)."""
+    """With the published weights (Keras names), `weights_dir/mlperf_tiny/resnet8_cifar10.safetensors`."""
     model = resnet8()
     keras = load_file(weights_dir / "mlperf_tiny" / "resnet8_cifar10.safetensors")
     two, three = model.layer2, model.layer3

@@ -384,12 +384,11 @@ def _tidy(graph: fx.Graph) -> None:
 
 def _refuse(node: fx.Node) -> None:
     base = base_name(node)
-    training = {"lstm": 6, "gru": 5, "rnn_tanh": 5, "rnn_relu": 5, "scaled_dot_product_attention": 4}
-    place = training.get(base, 2)
+    place = {"scaled_dot_product_attention": 4}.get(base, 2 if base.endswith("dropout") else 6)
     if base in RANDOM_IN_TRAINING and len(node.args) > place and node.args[place]:
         raise PartitionError(
-            f"the model keeps dropout on in eval mode ('{node.name}'{_origin(node)}), so its answers are random; "
-            f"{WAY_OUT}"
+            f"the model keeps dropout on in eval mode ('{node.name}'{_origin(node)}), so its answers are "
+            f"random; {WAY_OUT}"
         )
     try:
         name_of(node.target)

@@ -122,8 +122,8 @@ class CutTable:
         cut = self._after[last + 1]
         if cut is None:
             raise PartitionError(
-                f"after module '{name}' the model can not be cut: what would cross has no fixed shape for each row "
-                f"of the batch{self.near(name)}"
+                f"after module '{name}' the model can not be cut: what would cross has no fixed shape for each "
+                f"row of the batch{self.near(name)}"
             )
         if cut.place == "LOCAL":
             raise PartitionError(f"after module '{name}' nothing is left to compute{self.near(name)}")
@@ -131,9 +131,10 @@ class CutTable:
 
     def near(self, name: str) -> str:
         """The end of an error message: names like this one."""
-        known = [*self._found, *(u.path for u in self.values.units if u.path)]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else "; graph.cuts() lists them"
+        steps = [u.path.split(".") for u in self.values.units if u.path]
+        modules = (".".join(path[: i + 1]) for path in steps for i in range(len(path)))
+        near = difflib.get_close_matches(name, dict.fromkeys([*modules, *self._found]), n=3, cutoff=0.4)
+        return f"; nearest: {', '.join(near)}" if near else "; graph.cuts() lists them"
 
     def for_edge(self, edge: frozenset[int]) -> Cut:
         """The cut with these units on the edge, made and remembered if it is no prefix of the order.

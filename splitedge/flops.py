@@ -12,6 +12,17 @@ Shape = tuple[int, ...]
 Shapes = Sequence[Any]
 
 
+_FREE = """
+    view reshape flatten unflatten transpose permute t squeeze unsqueeze expand expand_as select slice
+    narrow split split_with_sizes chunk unbind detach alias clone contiguous _unsafe_view cat stack
+    zeros ones full empty arange zeros_like ones_like full_like empty_like new_zeros new_ones new_full
+    pad constant_pad_nd embedding index index_select gather repeat roll flip pixel_shuffle
+    _to_copy to lift_fresh_copy movedim swapaxes numpy_T unfold channel_shuffle tile
+"""
+#: Operators that move or rename data and compute nothing.
+FREE = frozenset(_FREE.split())
+
+
 def flops(op: str, args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]) -> int:
     """Operations of one call.
 
@@ -27,16 +38,6 @@ def flops(op: str, args: Sequence[Any], shapes: Shapes, results: Sequence[Shape]
     if rule is not None:
         return rule(args, shapes, results)
     return _elements(shapes, results)
-
-
-#: Operators that move or rename data and compute nothing.
-FREE = frozenset(
-    "view reshape flatten unflatten transpose permute t squeeze unsqueeze expand expand_as select slice "
-    "narrow split split_with_sizes chunk unbind detach alias clone contiguous _unsafe_view cat stack "
-    "zeros ones full empty arange zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
-    "pad constant_pad_nd embedding index index_select gather repeat roll flip pixel_shuffle "
-    "_to_copy to lift_fresh_copy movedim swapaxes numpy_T unfold channel_shuffle tile".split()
-)
 
 
 def _elements(shapes: Shapes, results: Sequence[Shape]) -> int:

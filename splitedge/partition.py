@@ -77,9 +77,10 @@ class Graph:
         for i, node in enumerate(nodes):
             spec = self._values.spec(node)
             if spec is None:
+                value = node.meta["val"]
                 raise PartitionError(
-                    f"{what} {i} of the model ('{node.name}') has the shape {tuple(node.meta['val'].shape)} and dtype "
-                    f"{node.meta['val'].dtype}, which is not so much for each row of the batch; {WAY_OUT}"
+                    f"{what} {i} of the model ('{node.name}') is {value.dtype} of shape {tuple(value.shape)}, which "
+                    f"is neither so much for each row of the batch nor independent of it; {WAY_OUT}"
                 )
             specs.append(spec)
         return tuple(specs)
@@ -233,9 +234,9 @@ class Graph:
                 same = tree == captured.outputs and all(map(_agree, expected, program(*some)))
             if not same:
                 raise PartitionError(
-                    f"the captured program does not give what the model gives on {rows} of the example's rows: the "
-                    "model does something that capture can not see (Python state, a branch on the batch size, "
-                    f"random numbers); {WAY_OUT}"
+                    f"the captured program and the model differ on {rows} of the example's rows: the model does "
+                    "something that capture can not see (Python state, a branch on the batch size, random "
+                    f"numbers); {WAY_OUT}"
                 )
 
 

@@ -22,11 +22,13 @@ from splitedge.flops import flops
 
 _PROBES = (1, 2, 3, 5, 8)
 
+_VIEW_NAMES = """
+    reshape flatten unflatten transpose permute t numpy_T movedim swapaxes squeeze unsqueeze expand
+    broadcast_to select slice narrow split split_with_sizes chunk tensor_split unbind contiguous clone to
+    _to_copy
+"""
 #: Calls with one tensor argument that rename, select or cast and compute nothing.
-_VIEWS = frozenset(
-    "reshape flatten unflatten transpose permute t numpy_T movedim swapaxes squeeze unsqueeze expand "
-    "broadcast_to select slice narrow split split_with_sizes chunk tensor_split unbind contiguous clone to _to_copy".split()
-)
+_VIEWS = frozenset(_VIEW_NAMES.split())
 
 
 @dataclass(frozen=True, slots=True)
