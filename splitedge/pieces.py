@@ -130,13 +130,14 @@ def _uncaptured(module: nn.Module, example: Any, what: str, why: str) -> _Half:
     rows = tensors[0].shape[0] if tensors and tensors[0].dim() else 1
     inputs = Structure(tree, tuple(_spec(t, rows, what) for t in tensors))
     args, kwargs = as_call(example)
+    given = "the example" if what == "head" else "what the head gives"
     try:
         with torch.inference_mode():
             out_tree, out = describe(module.eval()(*args, **kwargs), f"the {what}'s output")
     except PartitionError:
         raise
     except Exception as error:
-        raise PartitionError(f"the {what} does not run on the example: {error}") from error
+        raise PartitionError(f"the {what} does not run on {given}: {error}") from error
     outputs = Structure(out_tree, tuple(_spec(t, rows, what) for t in out))
     note = f"the {what} runs in this process only and can not be saved: {why}"
     return _Half(inputs, outputs, ByHand(module, inputs), True, note)
