@@ -22,7 +22,7 @@ from splitedge.edge.link import Link
 from splitedge.edge.remote import Arrival, Remote
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
-from splitedge.errors import CloudUnavailable, CodecError, LinkDown, RecordError, Rejected
+from splitedge.errors import CodecError, LinkDown, RecordError, Rejected
 from splitedge.events import (
     Answer,
     Arrived,
@@ -238,9 +238,8 @@ class EdgeRuntime:
             RequestError: the request ended without an answer; the subclass says why.
         """
         if self._runner is None:
-            raise Rejected(
-                "the edge is not running: " + ("it is shut down" if self._draining else "start it")
-            )
+            why = "it was shut down" if self._draining else "call start() first"
+            raise Rejected(f"the edge is not running: {why}")
         flow = self._model.open(inputs)
         request = next(self._ids)
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -404,13 +403,9 @@ class EdgeRuntime:
 
     def _fail(self, action: Fail) -> None:
         call = self._calls.get(action.request)
-        error: Exception = action.error
-        if (
-            isinstance(error, CloudUnavailable)
-            and self._remote is not None
-            and self._remote.error is not None
-        ):
-            error.__cause__ = self._remote.error  # the caller sees why: keys or bundle, say
+        error = action.error
+        if self._remote is not None:
+            error.__cause__ = self._remote.error  # the caller sees what is behind it: keys or bundle, say
         if call is not None and not call.future.done():
             call.future.set_exception(error)
         self._ended(action.request, action.record)
