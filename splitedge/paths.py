@@ -9,6 +9,8 @@ from splitedge.events import Stage, StageKind
 from splitedge.policy import Observation, Option, Route, latency_q95
 from splitedge.request import NONE, Request
 
+_EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
+
 
 class Paths:
     """Derived once from a deployment's options; indices are those of `options`.
@@ -23,10 +25,11 @@ class Paths:
         stages: for each option, all its stages in order, exits on the way included.
         fallbacks: options that need no cloud, the most accurate first.
         owner: the option of each EXIT and LOCAL stage.
+        longest_s: mean compute seconds of the longest way to an option, for one row.
         depth: for each exit's number, its place in the order of exits.
     """
 
-    __slots__ = ("depth", "fallbacks", "final", "options", "owner", "remote", "stages")
+    __slots__ = ("depth", "fallbacks", "final", "longest_s", "options", "owner", "remote", "stages")
 
     def __init__(self, options: tuple[Option, ...]) -> None:
         if not options:
@@ -34,6 +37,7 @@ class Paths:
         self.options = options
         self.remote = tuple(option.remote for option in options)
         self.final = tuple(_final(option, i) for i, option in enumerate(options))
+        self.longest_s = max(option.edge_s for option in options)
         exits = sorted((o.edge_s, o.exit, i) for i, o in enumerate(options) if o.route is Route.EXIT)
         self.depth = {int(number or 0): place for place, (_, number, _) in enumerate(exits)}
         self.owner = {self.final[i]: i for i in range(len(options)) if not self.remote[i]}
@@ -83,7 +87,7 @@ class Paths:
                 seconds = self.cost_s(r, self.final[option], quantile=True)
                 if seconds < fastest_s:
                     fastest, fastest_s = option, seconds
-                if seconds > left_s:
+                if seconds > left_s + _EPS:
                     continue
             accuracy = self._accuracy(option, confidence)
             if accuracy > best_accuracy:

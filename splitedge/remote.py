@@ -67,7 +67,6 @@ class RemoteSide(Settling):
             return
         if not 1 <= event.attempt <= r.attempts:
             return
-        self._learn_link(now, r.nbytes, event)
         r.uplink_s, r.downlink_s = event.uplink_s, event.downlink_s
         r.queue_s, r.decode_s, r.tail_s = event.queue_s, event.decode_s, event.tail_s
         r.bytes_down += event.nbytes
@@ -75,6 +74,7 @@ class RemoteSide(Settling):
         r.flying = False
         r.awaited = False
         self._answer(now, r, r.encoded, event.confidence)
+        self._learn_link(now, r.nbytes, event)  # last: it may send what waited, this one no more
 
     def _learn_link(self, now: float, nbytes: int, event: Replied) -> None:
         link = self.link
@@ -97,10 +97,14 @@ class RemoteSide(Settling):
                 self._timers.touch(r)
 
     def _refused(self, now: float, event: Refused) -> None:
-        self._alive_sign(now)
         r = self._alive(now, event.request)
-        if r is None or not 1 <= event.attempt <= r.attempts or r.remote_over:
-            return
+        if r is not None and 1 <= event.attempt <= r.attempts and not r.remote_over:
+            self._turned_down(now, r, event)
+            if r.id in self._requests:
+                self._timers.touch(r)
+        self._alive_sign(now)
+
+    def _turned_down(self, now: float, r: Request, event: Refused) -> None:
         latest = event.attempt == r.attempts
         if event.kind is Refusal.BUSY and latest and r.flying:
             r.trouble = f"the cloud is busy: {event.message}"
@@ -109,14 +113,11 @@ class RemoteSide(Settling):
             self._retry(now, r, wait, CloudBusy)
         elif event.kind is Refusal.EXPIRED and latest:
             r.awaited = False
-            self._remote_failed(
-                now, r, f"the deadline passed in the cloud: {event.message}", DeadlineExceeded
-            )
+            note = f"the deadline passed in the cloud: {event.message}"
+            self._remote_failed(now, r, note, DeadlineExceeded)
         elif event.kind not in (Refusal.BUSY, Refusal.EXPIRED):
             r.awaited = False
             self._remote_failed(now, r, f"the cloud refused ({event.kind}): {event.message}", CloudFailed)
-        if event.request in self._requests:
-            self._timers.touch(r)
 
     def _send_failed(self, now: float, event: SendFailed) -> None:
         r = self._alive(now, event.request)

@@ -71,8 +71,10 @@ class Settling:
         # Requests that wait for the same cloud would all need the device at once: leave room for
         # theirs too, but never give up more than half of the time left for that.
         latest = r.answer_by - own - self._compute.residual_s(now)
-        reserved = max(latest - self._unguarded_s, now + 0.5 * (r.answer_by - now))
-        r.guard_at = max(now, min(latest, reserved))
+        early = latest - self._unguarded_s
+        if len(self._requests) > 1:
+            early -= self._paths.longest_s  # a stage that has begun is not interrupted
+        r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
         r.guarded_s = own
         self._unguarded_s += own
 

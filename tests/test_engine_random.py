@@ -144,7 +144,9 @@ class World:
             self.feed(StageFailed(request, stage, "out of memory"))
             return
         if stage.kind is not StageKind.ENCODE:
-            self.answerable[request].add((stage.kind.value, stage.number if stage.kind is StageKind.EXIT else -1))
+            self.answerable[request].add(
+                (stage.kind.value, stage.number if stage.kind is StageKind.EXIT else -1)
+            )
         confidence = math.nan if a % 5 == 0 else (a % 100) / 100
         self.feed(StageDone(request, stage, 0.002, 0.001, confidence, 0 if a % 7 == 0 else 2000))
 
