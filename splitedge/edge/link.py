@@ -8,6 +8,7 @@ is looked at again. A monitor socket tells when the connection comes and goes, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class ZmqLink:
         self._drain_soon = False
         self._connected = False
         self._failures = 0
+        self._retry: asyncio.TimerHandle | None = None
 
     @property
     def encrypted(self) -> bool:
@@ -236,6 +238,16 @@ class ZmqLink:
 
     def _fail(self, message: str) -> None:
         self._set(LinkState(False, message, AuthenticationError(message)))
+        if self._loop is not None and self._retry is None:
+            self._retry = self._loop.call_later(self._settings.reconnect_max_s, self._connect_again)
+
+    def _connect_again(self) -> None:
+        """libzmq gives a connection up for good when its key was refused; the operator may trust it yet."""
+        self._retry = None
+        if self._socket is not None and not self._connected:
+            with contextlib.suppress(zmq.ZMQError):  # already given up
+                self._socket.disconnect(self._endpoint)
+            self._socket.connect(self._endpoint)
 
     def _set(self, state: LinkState) -> None:
         if self._socket is not None:
@@ -244,6 +256,8 @@ class ZmqLink:
 
     def close(self) -> None:
         """Drop the connection and everything unsent."""
+        if self._retry is not None:
+            self._retry.cancel()
         socket, monitor, loop = self._socket, self._monitor, self._loop
         self._socket = self._monitor = None
         if socket is not None and monitor is not None and loop is not None:

@@ -323,10 +323,21 @@ class Remote:
         except ValueError:
             log.warning("the cloud refused a request as '%s', which this version does not know", message.kind)
             kind = Refusal.FAILED
-        if kind is Refusal.UNKNOWN and self._hello_timer is None and self._state.connected:
-            self._greet()  # it forgot the session: a restart between two heartbeats, or a long idle time
+        if kind is Refusal.UNKNOWN:
+            self._forgotten(message.message)
+            return
         retry = message.retry_after_ms / 1000
         self._emit(Refused(message.request, message.attempt, kind, message.message, retry))
+
+    def _forgotten(self, why: str) -> None:
+        """The cloud does not know the session: a restart between two heartbeats, or a long idle time.
+
+        The engine is told that the link is down, keeps the requests, and sends them again after the welcome.
+        """
+        if self._hello_timer is None and self._state.connected:
+            self._numbers = {}
+            self._tell(False, f"the cloud forgot this session ({why})")
+            self._greet()
 
     def _ponged(self, now: float, message: Pong) -> None:
         sent = self._pings.pop(message.token, None)
