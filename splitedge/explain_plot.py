@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from splitedge.errors import MissingExtra
-from splitedge.explain import GRID, Conditions, winners
+from splitedge.explain import GRID, Band, Conditions, winners
 from splitedge.plan import Plan
 from splitedge.policy import Option, Policy, Route, latency_mean
 
@@ -31,9 +31,9 @@ def draw(plan: Plan, policy: Policy, policy_name: str, at: Conditions, path: Pat
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("sim", "explain(plot=...)") from None
-    figure = Figure(figsize=(12.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(14, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     _draw_cuts(left, plan)
     _draw_latency(right, plan, policy, policy_name, at)
     figure.savefig(path, dpi=150)
@@ -43,35 +43,31 @@ def _draw_cuts(axes: Axes, plan: Plan) -> None:
     """Bytes at each cut, and how much of the work stands before it."""
     rows = plan.table
     at = np.arange(len(rows))
-    axes.bar(at - 0.2, [row.raw_bytes for row in rows], 0.38, color=RAW, label="raw tensors")
-    axes.bar(at + 0.2, [row.coded_bytes for row in rows], 0.38, color=CODED, label="as sent")
-    for i, row in enumerate(rows):
-        share = row.head_flops / max(row.head_flops + row.tail_flops, 1.0)
-        text = f"{row.coded_bytes:,.0f} B"
-        axes.annotate(
-            text, (i + 0.2, row.coded_bytes), (0, 2), textcoords="offset points", ha="center", fontsize=8
-        )
-        axes.annotate(
-            f"{share:.0%} of the work\non the device",
-            (i, 0.0),
-            (0, -28),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=8,
-            color="#555555",
-        )
+    raw, coded = [float(row.raw_bytes) for row in rows], [row.coded_bytes for row in rows]
+    for shift, values, colour, label in (
+        (-0.2, raw, RAW, "raw tensors"),
+        (0.2, coded, CODED, "framed, as sent"),
+    ):
+        bars = axes.bar(at + shift, values, 0.38, color=colour, label=label)
+        axes.bar_label(bars, [_bytes(value) for value in values], padding=2, fontsize=8, color="#333333")
+    shares = [row.head_flops / max(row.head_flops + row.tail_flops, 1.0) for row in rows]
+    names = [
+        f"{row.name}\n{share:.0%} of the work before it" for row, share in zip(rows, shares, strict=True)
+    ]
+    axes.set_xticks(at, names, fontsize=9)
+    axes.set_xlim(-0.7, max(len(rows) - 0.3, 0.7))
     axes.set_yscale("log")
-    axes.margins(y=0.15)
-    axes.set_xticks(at, [row.name for row in rows])
+    axes.set_ylim(min(coded, default=1.0) / 3, max(*raw, *coded, 1.0) * 4)
+    axes.yaxis.set_major_formatter(lambda value, _: _bytes(value))
+    axes.minorticks_off()
     axes.set_ylabel("bytes of one row")
-    axes.set_title("What crosses each cut", loc="left", fontsize=11, fontweight="bold")
-    axes.legend(frameon=False, fontsize=9)
+    _title(axes, "What crosses each cut")
+    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
     _plain(axes)
 
 
 def _draw_latency(axes: Axes, plan: Plan, policy: Policy, name: str, at: Conditions) -> None:
+    """A line an option, the deadline across, and a strip of what the policy takes."""
     bands = winners(policy, plan.options, at)
     chosen = {band.option for band in bands}
     shown = _shown(plan.options, chosen)
@@ -79,32 +75,43 @@ def _draw_latency(axes: Axes, plan: Plan, policy: Policy, name: str, at: Conditi
     observation = at.observe(plan.options, GRID)
     for i in shown:
         seconds = np.broadcast_to(latency_mean(plan.options[i], observation), GRID.shape)
-        width = 2.2 if i in chosen else 1.0
+        width = 2.4 if i in chosen else 1.1
         axes.plot(GRID / 1e6, seconds * 1e3, color=colour[i], lw=width, label=plan.options[i].name)
-    axes.axhline(at.deadline_s * 1e3, color="#444444", lw=1, ls=(0, (4, 3)))
-    axes.annotate(
-        f"deadline {at.deadline_s * 1e3:g} ms",
-        (1, at.deadline_s * 1e3),
-        (-4, 4),
-        ha="right",
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=8,
-        color="#444444",
-    )
-    for band in bands:
-        axes.axvspan(band.low_bps / 1e6, band.high_bps / 1e6, ymax=0.045, color=colour[band.option], lw=0)
+    axes.axhline(at.deadline_s * 1e3, color="#444444", lw=1, ls=(0, (4, 3)), label="deadline")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(GRID[0] / 1e6, GRID[-1] / 1e6)
     low, high = axes.get_ylim()
-    axes.set_ylim(low * (low / high) ** 0.12, high)
+    axes.set_ylim(low * (low / high) ** 0.16, high)
+    _draw_strip(axes, bands, colour, [option.name for option in plan.options])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("uplink goodput, Mbit/s")
-    axes.set_ylabel(f"predicted latency, ms (round trip {at.rtt_s * 1e3:g} ms)")
-    title = f"Latency of each way; the bar below is what '{name}' takes"
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.set_ylabel(f"predicted mean latency, ms (round trip {at.rtt_s * 1e3:g} ms)")
+    _title(axes, f"How long each way takes, and which policy '{name}' takes")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _plain(axes)
+
+
+def _draw_strip(axes: Axes, bands: list[Band], colour: dict[int, str], names: list[str]) -> None:
+    """Coloured by option; named where there is room."""
+    span = np.log(GRID[-1] / GRID[0])
+    for n, band in enumerate(bands):
+        high = bands[n + 1].low_bps if n + 1 < len(bands) else band.high_bps
+        axes.axvspan(band.low_bps / 1e6, high / 1e6, ymax=0.07, color=colour[band.option], lw=0)
+        share, name = np.log(high / band.low_bps) / span, names[band.option]
+        if share > 0.014 * len(name):
+            middle = np.sqrt(band.low_bps * high) / 1e6
+            axes.text(
+                middle,
+                0.035,
+                name,
+                transform=axes.get_xaxis_transform(),
+                color="white",
+                fontsize=8,
+                ha="center",
+                va="center",
+            )
 
 
 def _shown(options: tuple[Option, ...], chosen: set[int]) -> list[int]:
@@ -113,6 +120,18 @@ def _shown(options: tuple[Option, ...], chosen: set[int]) -> list[int]:
     for i, option in enumerate(options):
         highest[option.route, option.cut, option.exit if option.route is Route.EXIT else None] = i
     return sorted(chosen | set(highest.values()))
+
+
+def _bytes(value: float) -> str:
+    """`189 B`, `1.2 kB`, `3 MB`."""
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} B"
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", pad=10)
 
 
 def _plain(axes: Axes) -> None:
