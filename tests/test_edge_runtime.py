@@ -24,6 +24,7 @@ from splitedge.errors import (
     CloudFailed,
     CloudUnavailable,
     CodecError,
+    ConfigError,
     DeadlineExceeded,
     EdgeFailed,
     LinkDown,
@@ -355,11 +356,13 @@ def test_threads_share_one_runtime():
 
 
 def test_errors_cross_threads_with_their_type():
-    with (
-        _threaded(EdgeDouble(options=(SPLIT,)), policy="split") as runtime,
-        pytest.raises((CloudUnavailable, DeadlineExceeded)),
-    ):
-        runtime.infer(X, 0.1)
+    with _threaded(EdgeDouble()) as runtime, pytest.raises(CodecError, match="float32"):
+        runtime.infer(X.double())
+
+
+def test_a_deployment_that_needs_a_cloud_says_so_when_it_has_none():
+    with pytest.raises(ConfigError, match="only with a cloud"):
+        _threaded(EdgeDouble(options=(SPLIT,)), policy="split")
 
 
 def _threaded(model, policy="local"):

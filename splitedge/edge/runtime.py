@@ -22,7 +22,7 @@ from splitedge.edge.link import Link
 from splitedge.edge.remote import Arrival, Remote
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
-from splitedge.errors import CodecError, LinkDown, RecordError, Rejected
+from splitedge.errors import CodecError, ConfigError, LinkDown, RecordError, Rejected
 from splitedge.events import (
     Answer,
     Arrived,
@@ -84,6 +84,9 @@ class EdgeRuntime:
         clock: seconds; must be the loop's own clock in all but tests.
         records: where each request's row goes.
         battery: read every `settings.battery_interval_s`.
+
+    Raises:
+        ConfigError: there is no cloud, and every option needs one.
     """
 
     def __init__(
@@ -97,6 +100,11 @@ class EdgeRuntime:
         records: RecordStore | None = None,
         battery: BatteryMeter | None = None,
     ) -> None:
+        if link is None and all(option.remote for option in model.options):
+            raise ConfigError(
+                "this bundle can answer only with a cloud (it has no exit and no local model); "
+                "name one, with --cloud tcp://HOST:PORT say"
+            )
         self._model = model
         self._engine = engine
         self._settings = settings or EdgeSettings()
