@@ -10,33 +10,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from splitedge.codec import Codec, Tensors, TensorSpec, make_codec
 from splitedge.costs import Costs, Effort, measure
 from splitedge.deployment import Deployment
-from splitedge.errors import CodecError, ConfigError, PartitionError
-from splitedge.exit_segment import ExitSegment, export_exit
+from splitedge.draft import Default, Places, Wanted, draft, search
+from splitedge.errors import ConfigError, PartitionError
 from splitedge.partition import Cut, Graph, capture
 from splitedge.pieces import Pieces, divide, join, whole_program
 from splitedge.plan import CutRow, Plan
-from splitedge.planner import ASSUMED_CLOUD_SPEED, Candidate, options_of, pick_cuts, shortlist
+from splitedge.planner import options_of
 from splitedge.policy import Policy
 from splitedge.rows import as_flat
-from splitedge.segments import Answers, ExitHead, Local
+from splitedge.segments import Local
 from splitedge.settings import EngineSettings
-
-
-class Default(str):
-    """A codec's name that nobody asked for: where it can not work, `raw` may stand in, with a note."""
-
-    __slots__ = ()
-
 
 INT8 = Default("int8")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
-#: Module path and boundary of every exit, in the model's order.
-Places = Sequence[tuple[str, int]]
-LOOK = Effort(rows=4, repeats=5, warm_up=1)
 
 
 def deploy(
@@ -94,8 +83,14 @@ def deploy(
     if example_inputs is None:
         raise ConfigError("deploy needs example_inputs: a typical batch, as the model takes it")
     paths = (exits,) if isinstance(exits, str) else tuple(exits)
-    pieces, cuts, places = _pieces(model, head, tail, example_inputs, paths, cut, codec, cloud_speed)
-    plan = _plan(pieces, cuts, places, codec, input_codec)
+    wanted = Wanted(codec, input_codec, edge_speed, cloud_speed)
+    if model is None:
+        pieces, cuts, places = _by_hand(head, tail, example_inputs, paths, cut)
+    elif head is not None or tail is not None:
+        raise ConfigError("deploy takes a model, or head= and tail=, not both")
+    else:
+        pieces, cuts, places = _captured(model, example_inputs, paths, cut, wanted)
+    plan = draft(pieces, cuts, places, wanted)
     if local is not None:
         segment, batchable = whole_program(local, example_inputs, pieces, "local")
         plan = replace(plan, local=Local(segment), batchable=plan.batchable and batchable)
@@ -113,28 +108,28 @@ def deploy(
 # Pieces -----------------------------------------------------------------------------------------------
 
 
-def _pieces(
-    model: nn.Module | None,
+def _by_hand(
     head: nn.Module | None,
     tail: nn.Module | None,
     example: Any,
     exits: Sequence[str],
     cut: str | Sequence[str],
-    codec: str,
-    cloud_speed: float | None,
+) -> tuple[Pieces, set[int], Places]:
+    """As `_captured`, from halves that the user made."""
+    if head is None or tail is None:
+        raise ConfigError("deploy needs a model, or head= and tail=")
+    if cut != "auto" or any(path != BY_HAND for path in exits):
+        raise ConfigError(f"with head= and tail= the one cut and place for an exit is '{BY_HAND}'")
+    return join(head, tail, example, BY_HAND), {1}, [(path, 1) for path in exits]
+
+
+def _captured(
+    model: nn.Module, example: Any, exits: Sequence[str], cut: str | Sequence[str], wanted: Wanted
 ) -> tuple[Pieces, set[int], Places]:
     """The divided model, which boundaries are cuts (the others carry exits only), and where exits stand."""
-    if model is None:
-        if head is None or tail is None:
-            raise ConfigError("deploy needs a model, or head= and tail=")
-        if cut != "auto" or any(path != BY_HAND for path in exits):
-            raise ConfigError(f"with head= and tail= the one cut and place for an exit is '{BY_HAND}'")
-        return join(head, tail, example, BY_HAND), {1}, [(path, 1) for path in exits]
-    if head is not None or tail is not None:
-        raise ConfigError("deploy takes a model, or head= and tail=, not both")
     graph = capture(model, example, dynamic_batch="auto")
     if cut == "auto":
-        chosen = _search(graph, as_flat(example, graph.input_structure), codec, cloud_speed)
+        chosen = search(graph, as_flat(example, graph.input_structure), wanted)
     else:
         chosen = [_cut_at(graph, name) for name in ([cut] if isinstance(cut, str) else cut)]
     if not chosen:
@@ -151,84 +146,6 @@ def _cut_at(graph: Graph, name: str) -> Cut:
     if found.place != "SPLIT":
         raise PartitionError(f"'{name}' is no place to cut or exit: nothing is computed before it")
     return found
-
-
-def _search(graph: Graph, flat: Tensors, codec: str, cloud_speed: float | None) -> list[Cut]:
-    """The few cuts that are best over a range of uplinks, by seconds and bytes measured on the example."""
-    cuts = [cut for cut in graph.cuts() if _fits(codec, cut.specs)]
-    if not cuts:
-        raise PartitionError(f"the model has no cut that codec '{codec}' can work on; name another codec")
-    shares = [cut.tail_flops / max(cut.head_flops + cut.tail_flops, 1) for cut in cuts]
-    short = [cuts[i] for i in shortlist([cut.bytes for cut in cuts], shares)]
-    pieces = divide(graph, short)
-    plan = _plan(pieces, set(range(1, len(pieces.boundaries))), (), codec, None)
-    costs = measure(plan, flat, LOOK)
-    candidates = [_candidate(costs, i, len(plan.codecs[i].levels) - 1) for i in sorted(plan.cuts)]
-    picked = pick_cuts(candidates, cloud_speed=cloud_speed or ASSUMED_CLOUD_SPEED)
-    return [pieces.found[i] for i in picked]
-
-
-def _fits(codec: str, specs: Sequence[TensorSpec]) -> bool:
-    try:
-        make_codec(codec, specs)
-    except CodecError:
-        return False
-    return True
-
-
-def _candidate(costs: Costs, boundary: int, level: int) -> Candidate:
-    key = boundary, level
-    return Candidate(
-        edge_s=float(np.median(costs.head(boundary) + costs.encode[key])),
-        cloud_s=float(np.median(costs.decode[key] + costs.tail(boundary))),
-        nbytes=float(costs.nbytes[key].mean()),
-    )
-
-
-# The plan ---------------------------------------------------------------------------------------------
-
-
-def _plan(pieces: Pieces, cuts: set[int], exits: Places, codec: str, input_codec: str | None) -> Plan:
-    notes = list(pieces.notes)
-    codecs = {
-        i: _codec(codec, pieces.boundaries[i].specs, f"cut '{pieces.boundaries[i].name}'", notes)
-        for i in cuts
-    }
-    if input_codec is not None:
-        codecs[0] = _codec(input_codec, pieces.inputs.specs, "the model's input", notes)
-    answers = Answers(pieces.outputs)
-    return Plan(
-        inputs=pieces.inputs,
-        answers=answers,
-        boundaries=pieces.boundaries,
-        segments=pieces.segments,
-        cuts=tuple(sorted(codecs)),
-        codecs=codecs,
-        exits=tuple(_exit(pieces, answers, path, boundary) for path, boundary in exits),
-        batchable=pieces.batchable,
-        notes=notes,
-    )
-
-
-def _codec(name: str, specs: Sequence[TensorSpec], where: str, notes: list[str]) -> Codec:
-    try:
-        return make_codec(name, specs)
-    except CodecError as error:
-        if not isinstance(name, Default):
-            raise CodecError(f"codec '{name}' can not work on {where}: {error}") from None
-        notes.append(f"codec 'raw' on {where}: the default '{name}' can not work there ({error})")
-        return make_codec("raw", specs)
-
-
-def _exit(pieces: Pieces, answers: Answers, path: str, boundary: int) -> ExitHead:
-    if answers.logits is None:
-        raise ConfigError(
-            "exits need a classifier: a model whose output is one tensor of logits (rows, classes), or a "
-            "mapping with 'logits'"
-        )
-    classes = answers.specs[answers.logits].shape[1]
-    segment = ExitSegment.build(pieces.boundaries[boundary].specs, classes, path)
-    return ExitHead(path, boundary, export_exit(segment))
 
 
 def _row(found: Cut, boundary: int, plan: Plan, costs: Costs) -> CutRow:

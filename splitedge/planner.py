@@ -111,6 +111,7 @@ def assume_accuracies(
 
 def pick_cuts(
     candidates: Sequence[Candidate],
+    rival: Candidate | None = None,
     *,
     cloud_speed: float = ASSUMED_CLOUD_SPEED,
     goodputs: Sequence[float] = GOODPUTS,
@@ -120,28 +121,38 @@ def pick_cuts(
 
     Each uplink names its fastest candidate (edge seconds + transmission + cloud seconds, Neurosurgeon's
     latency model); where more than `most` are named, those are kept that lose least when the others'
-    uplinks fall to them (greedy, from the best single one on).
+    uplinks fall to them (greedy, from the best single one on). Uplinks at which the rival is faster than
+    every candidate name none; if it always is, the one candidate that loses least is kept.
+
+    Args:
+        candidates: the cuts.
+        rival: sending the coded input, None where there is no such route.
+        cloud_speed: how many times faster the cloud computes than the machine that was measured.
+        goodputs: of the uplinks, bits/s.
+        most: candidates to keep.
 
     Returns:
         At least one index, ascending.
     """
-    seconds = np.array(
-        [
-            [c.edge_s + 8 * c.nbytes / goodput + c.cloud_s / cloud_speed for c in candidates]
-            for goodput in goodputs
-        ]
-    )
-    named = sorted({int(i) for i in seconds.argmin(axis=1)})
+    seconds = np.array([[_seconds(c, rate, cloud_speed) for c in candidates] for rate in goodputs])
+    if rival is not None:
+        lead = seconds.min(axis=1) < [_seconds(rival, rate, cloud_speed) for rate in goodputs]
+        most = most if lead.any() else 1
+        seconds = seconds[lead] if lead.any() else seconds
+    floor = seconds.min(axis=1)
+    left = sorted({int(i) for i in seconds.argmin(axis=1)})
     chosen: list[int] = []
-    best = np.full(len(goodputs), np.inf)
-    while named and len(chosen) < most:
+    best = np.full(len(floor), np.inf)
+    while left and len(chosen) < most:
         # Relative loss, so that the slow uplinks do not rule alone.
-        floor = seconds.min(axis=1)
-        loss = [float((np.minimum(best, seconds[:, i]) / floor).sum()) for i in named]
-        winner = named.pop(int(np.argmin(loss)))
-        chosen.append(winner)
-        best = np.minimum(best, seconds[:, winner])
+        loss = [float((np.minimum(best, seconds[:, i]) / floor).sum()) for i in left]
+        chosen.append(left.pop(int(np.argmin(loss))))
+        best = np.minimum(best, seconds[:, chosen[-1]])
     return sorted(chosen)
+
+
+def _seconds(candidate: Candidate, goodput: float, cloud_speed: float) -> float:
+    return candidate.edge_s + 8 * candidate.nbytes / goodput + candidate.cloud_s / cloud_speed
 
 
 def shortlist(nbytes: Sequence[int], tail_share: Sequence[float], most: int = 12) -> list[int]:

@@ -49,6 +49,16 @@ def test_slow_uplinks_get_the_late_small_cut_and_fast_ones_the_early_wide_cut():
     assert pick_cuts([early, late, useless], cloud_speed=10, goodputs=[0.5e6]) == [1]
 
 
+def test_uplinks_at_which_the_coded_input_wins_ask_for_no_cut():
+    early = Candidate(edge_s=0.001, cloud_s=0.099, nbytes=30_000)
+    late = Candidate(edge_s=0.080, cloud_s=0.020, nbytes=500)
+    slow_to_code = Candidate(edge_s=0.030, cloud_s=0.1, nbytes=2_000)
+    assert pick_cuts([early, late], cloud_speed=10) == [0, 1]
+    assert pick_cuts([early, late], slow_to_code, cloud_speed=10) == [0]
+    always = Candidate(edge_s=0.0, cloud_s=0.0, nbytes=1)
+    assert len(pick_cuts([early, late], always, cloud_speed=10)) == 1
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 10**6), st.floats(0, 1)), min_size=1, max_size=60), st.integers(1, 12)
 )

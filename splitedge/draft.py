@@ -1,0 +1,126 @@
+"""Draft a plan: which cuts are worth having, codecs on them, exits in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splitedge.codec import Codec, Tensors, TensorSpec, make_codec
+from splitedge.costs import Costs, Effort, measure
+from splitedge.errors import CodecError, ConfigError, PartitionError
+from splitedge.exit_segment import ExitSegment, export_exit
+from splitedge.partition import Cut, Graph
+from splitedge.pieces import Pieces, divide
+from splitedge.plan import Plan
+from splitedge.planner import ASSUMED_CLOUD_SPEED, Candidate, pick_cuts, shortlist
+from splitedge.segments import Answers, ExitHead
+
+#: Module path and boundary of every exit, in the model's order.
+Places = Sequence[tuple[str, int]]
+LOOK = Effort(rows=4, repeats=5, warm_up=1)
+
+
+class Default(str):
+    """A codec's name that nobody asked for: where it can not work, `raw` may stand in, with a note."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asked of a plan; see `deploy`."""
+
+    codec: str
+    input_codec: str | None
+    edge_speed: float
+    cloud_speed: float | None
+
+
+def search(graph: Graph, flat: Tensors, wanted: Wanted) -> list[Cut]:
+    """The few cuts that are best over a range of uplinks, by seconds and bytes measured on the example.
+
+    Raises:
+        PartitionError: the codec can work on none of the model's cuts.
+    """
+    cuts = [cut for cut in graph.cuts() if _fits(wanted.codec, cut.specs)]
+    if not cuts:
+        raise PartitionError(f"the model has no cut that codec '{wanted.codec}' can work on; name another")
+    shares = [cut.tail_flops / max(cut.head_flops + cut.tail_flops, 1) for cut in cuts]
+    short = [cuts[i] for i in shortlist([cut.bytes for cut in cuts], shares)]
+    pieces = divide(graph, short)
+    plan = draft(pieces, set(range(1, len(pieces.boundaries))), (), wanted)
+    costs = measure(plan, flat, LOOK)
+    found = {i: _candidate(costs, i, len(codec.levels) - 1, wanted) for i, codec in plan.codecs.items()}
+    rival = found.pop(0, None)
+    picked = pick_cuts(
+        [found[i] for i in sorted(found)], rival, cloud_speed=wanted.cloud_speed or ASSUMED_CLOUD_SPEED
+    )
+    return [pieces.found[i] for i in picked]
+
+
+def _fits(codec: str, specs: Sequence[TensorSpec]) -> bool:
+    try:
+        make_codec(codec, specs)
+    except CodecError:
+        return False
+    return True
+
+
+def _candidate(costs: Costs, boundary: int, level: int, wanted: Wanted) -> Candidate:
+    key = boundary, level
+    return Candidate(
+        edge_s=float(np.median(costs.head(boundary) + costs.encode[key])) / wanted.edge_speed,
+        cloud_s=float(np.median(costs.decode[key] + costs.tail(boundary))),
+        nbytes=float(costs.nbytes[key].mean()),
+    )
+
+
+def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan:
+    """A plan without options: codecs on the cuts and on the input, exits in their places.
+
+    Raises:
+        CodecError: a codec that was asked for can not work on the tensors.
+        ConfigError: exits on a model that is no classifier.
+    """
+    notes = list(pieces.notes)
+    codecs = {
+        i: _codec(wanted.codec, pieces.boundaries[i].specs, f"cut '{pieces.boundaries[i].name}'", notes)
+        for i in cuts
+    }
+    if wanted.input_codec is not None:
+        codecs[0] = _codec(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
+    answers = Answers(pieces.outputs)
+    return Plan(
+        inputs=pieces.inputs,
+        answers=answers,
+        boundaries=pieces.boundaries,
+        segments=pieces.segments,
+        cuts=tuple(sorted(codecs)),
+        codecs=codecs,
+        exits=tuple(_exit(pieces, answers, path, boundary) for path, boundary in exits),
+        batchable=pieces.batchable,
+        notes=notes,
+    )
+
+
+def _codec(name: str, specs: Sequence[TensorSpec], where: str, notes: list[str]) -> Codec:
+    try:
+        return make_codec(name, specs)
+    except CodecError as error:
+        if not isinstance(name, Default):
+            raise CodecError(f"codec '{name}' can not work on {where}: {error}") from None
+        notes.append(f"codec 'raw' on {where}: the default '{name}' can not work there ({error})")
+        return make_codec("raw", specs)
+
+
+def _exit(pieces: Pieces, answers: Answers, path: str, boundary: int) -> ExitHead:
+    if answers.logits is None:
+        raise ConfigError(
+            "exits need a classifier: a model whose output is one tensor of logits (rows, classes), or a "
+            "mapping with 'logits'"
+        )
+    classes = answers.specs[answers.logits].shape[1]
+    segment = ExitSegment.build(pieces.boundaries[boundary].specs, classes, path)
+    return ExitHead(path, boundary, export_exit(segment))
