@@ -311,7 +311,9 @@ def test_nested_inputs_and_constants() -> None:
             super().__init__()
             self.fc = nn.Linear(4, 3)
 
-        def forward(self, pair: dict[str, torch.Tensor], scale: float, flag: bool = False) -> list[torch.Tensor]:
+        def forward(
+            self, pair: dict[str, torch.Tensor], scale: float, flag: bool = False
+        ) -> list[torch.Tensor]:
             y = self.fc(pair["a"]) * scale + pair["b"]
             return [torch.relu(y) if flag else y, y.sum(1)]
 
