@@ -22,8 +22,10 @@ from splitedge.sim.pacer import Pacer
 from splitedge.sim.processes import Process, free_port, verb
 
 from splitedge.errors import SplitedgeError
+from splitedge.records import read_records
 
 CLIENT_PATIENCE_S = 60.0
+DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,6 @@ class _Ended:
     route: str
     right: bool
     seconds: float
-    bytes: float = 0.0
-    joules: float = 0.0
 
 
 async def compare(
@@ -139,7 +139,9 @@ async def compare(
             to = f"tcp://127.0.0.1:{cloud_port}"
             async with Pacer(f"tcp://127.0.0.1:{edge.pacer_port}", to, up, down) as pacer:
                 await _link_up(session, edge)
-                rows.append(await _run(session, strategy, edge, pacer, stream, progress))
+                row = await _run(session, strategy, edge, pacer, stream, progress)
+            _charge(row, edge.records)
+            rows.append(row)
         return rows
 
 
@@ -148,6 +150,7 @@ class _Edge:
     process: Process
     url: str
     pacer_port: int
+    records: Path
 
 
 class _edge:
@@ -155,6 +158,7 @@ class _edge:
 
     def __init__(self, strategy: Strategy, number: int, keys: Path, work: Path, power: str) -> None:
         self.port, self.pacer_port = free_port(), free_port()
+        self._records = work / f"records-{number}.jsonl"
         settings = work / f"edge-{number}.toml"
         settings.write_text(f'[edge]\npower = "{power}"\n')
         self._verb = verb(
@@ -165,7 +169,7 @@ class _edge:
                 *("--http", f"127.0.0.1:{self.port}"),
                 *("--keys", keys),
                 *("--policy", strategy.policy),
-                *("--records", work / f"records-{number}.jsonl"),
+                *("--records", self._records),
                 *("--config", settings),
             ],
             work / f"edge-{number}.log",
@@ -173,7 +177,7 @@ class _edge:
 
     async def __aenter__(self) -> _Edge:
         process = await self._verb.__aenter__()
-        return _Edge(process, f"http://127.0.0.1:{self.port}", self.pacer_port)
+        return _Edge(process, f"http://127.0.0.1:{self.port}", self.pacer_port, self._records)
 
     async def __aexit__(self, *exc: object) -> None:
         await self._verb.__aexit__(None, None, None)
@@ -215,57 +219,63 @@ async def _run(
     stream: Stream,
     progress: Callable[[str, float], None],
 ) -> Row:
+    url = f"{edge.url}/v2/models/model"
+    async with session.get(url) as response:
+        ports = (await response.json())["inputs"]
+    ask = _Asker(session, f"{url}/infer", ports[0]["name"], stream)
     loop = asyncio.get_running_loop()
     begin = loop.time()
     if stream.cut_s is not None:
         loop.call_at(begin + stream.cut_s[0], pacer.cut)
         loop.call_at(begin + stream.cut_s[1], pacer.restore)
-    url = f"{edge.url}/v2/models/model/infer"
     tasks = []
     for i in range(len(stream.labels)):
         await asyncio.sleep(begin + i / stream.rate_hz - loop.time())
-        tasks.append(asyncio.create_task(_ask(session, url, stream, i)))
+        tasks.append(asyncio.create_task(ask(i)))
         progress(strategy.name, (i + 1) / len(stream.labels))
     return _row(strategy.name, await asyncio.gather(*tasks, return_exceptions=True), stream)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, stream: Stream, i: int) -> _Ended:
-    image = np.ascontiguousarray(stream.images[i : i + 1])
-    header = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": "input_0",
-                    "shape": list(image.shape),
-                    "datatype": {"uint8": "UINT8", "float32": "FP32"}[str(image.dtype)],
-                    "parameters": {"binary_data_size": image.nbytes},
-                }
-            ],
-            "parameters": {"splitedge_deadline_ms": stream.deadline_s * 1e3},
-        }
-    ).encode()
-    start = time.perf_counter()
-    headers = {
-        "Inference-Header-Content-Length": str(len(header)),
-        "Content-Type": "application/octet-stream",
-    }
-    async with session.post(url, data=header + image.tobytes(), headers=headers) as response:
-        answer = await response.json()
-        seconds = time.perf_counter() - start
-    if response.status != 200:
+class _Asker:
+    """Sends one image of a stream to an edge daemon, as Open Inference Protocol with binary tensors."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, name: str, stream: Stream) -> None:
+        self._session, self._url, self._name, self._stream = session, url, name, stream
+
+    async def __call__(self, i: int) -> _Ended:
+        stream = self._stream
+        body, headers = self._request(np.ascontiguousarray(stream.images[i : i + 1]))
+        start = time.perf_counter()
+        async with self._session.post(self._url, data=body, headers=headers) as response:
+            answer = await response.json()
+            seconds = time.perf_counter() - start
+        if response.status == 200:
+            told = answer["parameters"]
+            right = int(np.argmax(answer["outputs"][0]["data"])) == int(stream.labels[i])
+            return _Ended(told["splitedge_route"], right, seconds)
+        if 400 <= response.status < 500 and response.status != 429:
+            raise SplitedgeError(f"the edge refused a request as malformed: {answer['error']}")
         return _Ended("error", False, seconds)
-    told = answer["parameters"]
-    logits = answer["outputs"][0]["data"]
-    return _Ended(
-        told["splitedge_route"],
-        int(np.argmax(logits)) == int(stream.labels[i]),
-        seconds,
-        told["splitedge_bytes_up"] + told["splitedge_bytes_down"],
-        told["splitedge_energy_j"],
-    )
+
+    def _request(self, image: np.ndarray) -> tuple[bytes, dict[str, str]]:
+        tensor = {
+            "name": self._name,
+            "shape": list(image.shape),
+            "datatype": DATATYPES[str(image.dtype)],
+            "parameters": {"binary_data_size": image.nbytes},
+        }
+        parameters = {"splitedge_deadline_ms": self._stream.deadline_s * 1e3}
+        header = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
+        return header + image.tobytes(), {
+            "Inference-Header-Content-Length": str(len(header)),
+            "Content-Type": "application/octet-stream",
+        }
 
 
 def _row(name: str, ends: Sequence[_Ended | BaseException], stream: Stream) -> Row:
+    broken = next((end for end in ends if isinstance(end, SplitedgeError)), None)
+    if broken is not None:
+        raise broken
     ended = [end for end in ends if isinstance(end, _Ended)]
     n = len(ends)
     in_time = [e for e in ended if e.route != "error" and e.seconds <= stream.deadline_s]
@@ -278,9 +288,14 @@ def _row(name: str, ends: Sequence[_Ended | BaseException], stream: Stream) -> R
         p50_s=statistics.median(seconds) if seconds else math.nan,
         p95_s=cuts[18] if cuts else math.nan,
         deadlines_met=len(in_time) / n,
-        bytes_per_request=sum(e.bytes for e in ended) / n,
-        joules_per_request=sum(e.joules for e in ended) / n,
         routes=dict(Counter(e.route for e in ended).most_common()),
         requests=n,
         lost=n - len(ended),
     )
+
+
+def _charge(row: Row, records: Path) -> None:
+    """Bytes and joules from the edge's own records, which count failed requests too."""
+    table = read_records(records)
+    row.bytes_per_request = float(table["bytes_up"].sum() + table["bytes_down"].sum()) / row.requests
+    row.joules_per_request = float(table["energy_j"].sum()) / row.requests
