@@ -111,14 +111,15 @@ def _log_normal(mean: float, variance: float, z: float) -> tuple[float, float, f
 class Ewma:
     """Exponentially weighted mean and variance.
 
-    A sample of weight w counts as w samples: it moves the mean by `1 - (1 - alpha) ** w`.
+    A sample of weight w counts as w samples: it moves the mean by `1 - (1 - alpha) ** w`. At most `count`
+    samples count as kept.
     """
 
-    __slots__ = ("_alpha", "_keep", "_mean", "_variance", "_z", "newest", "weight")
+    __slots__ = ("_count", "_keep", "_mean", "_variance", "_z", "newest", "weight")
 
-    def __init__(self, alpha: float, z: float = _Z90) -> None:
+    def __init__(self, alpha: float, z: float = _Z90, count: int = 32) -> None:
         self._keep = 1.0 - alpha
-        self._alpha = alpha
+        self._count = count
         self._z = z
         self._mean = 0.0
         self._variance = 0.0
@@ -140,7 +141,7 @@ class Ewma:
             step = value - self._mean
             self._mean += a * step
             self._variance = (1.0 - a) * (self._variance + a * step * step)
-        self.weight = min(self.weight + weight, 1.0 / self._alpha)
+        self.weight = min(self.weight + weight, self._count)
         self.newest = now
 
     def summary(self) -> tuple[float, float, float]:
@@ -234,7 +235,7 @@ def make_estimator(settings: EstimatorSettings, tail: float = 0.1) -> Estimator:
     """The estimator `settings.kind` names, for low and high at the quantiles `tail` and 1 - `tail`."""
     z = _Z90 if tail == 0.1 else _Z95
     if settings.kind == "ewma":
-        return Ewma(settings.alpha, z)
+        return Ewma(settings.alpha, z, settings.count)
     if settings.kind == "harmonic":
         return HarmonicMean(settings.count, settings.window_s, z)
     return SlidingQuantiles(settings.count, settings.window_s, settings.alpha, tail)

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -341,11 +342,11 @@ def _read_columns(path: Path) -> RecordTable:
         with zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
                 raise RecordError(f"'{path}' would unpack to more than {MAX_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as loaded:
-            if "schema" not in loaded or str(loaded["schema"]) != SCHEMA:
-                raise RecordError(f"'{path}' is no file of records: the schema {SCHEMA} is missing")
-            columns = {name: loaded[name] for name in _NAMES}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+            schema = str(_member(archive, "schema")) if "schema.npy" in archive.namelist() else "none"
+            if schema != SCHEMA:
+                raise RecordError(f"'{path}' is no file of records: its schema is {schema}, not {SCHEMA}")
+            columns = {name: _member(archive, name) for name in _NAMES}
+    except _DAMAGE as error:
         raise RecordError(f"'{path}' is damaged: {error}") from error
     size = columns["request"].shape
     for name, column in columns.items():
@@ -354,6 +355,37 @@ def _read_columns(path: Path) -> RecordTable:
         if column.shape != size or column.ndim != 1 or not kind_fits:
             raise RecordError(f"'{path}': column '{name}' is {column.dtype}{column.shape}, not {size} rows")
     return RecordTable(columns)
+
+
+# What zipfile, zlib and NumPy's header parser raise on damaged bytes.
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Column:
+    """One array of the archive; its shape is held against its bytes before any are unpacked.
+
+    `np.load` would take the memory that the header asks for first.
+    """
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"column '{name}' has another version of the array format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "ifbU" or nbytes != info.file_size - file.tell():
+            raise ValueError(f"column '{name}' has {info.file_size} bytes, its header says {dtype}{shape}")
+        data = file.read()  # to the end, which verifies the archive's CRC
+    if len(data) != nbytes:
+        raise ValueError(f"column '{name}' ends after {len(data)} of {nbytes} bytes")
+    return np.frombuffer(data, dtype).reshape(shape) if nbytes else np.empty(shape, dtype)
 
 
 def format_summary(summary: Summary, title: str = "records") -> Table:
