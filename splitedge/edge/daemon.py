@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -48,6 +49,7 @@ _STATUS: tuple[tuple[type[SplitedgeError], int], ...] = (
     (DeadlineExceeded, 504),
 )
 MAX_RECORDS = 1000
+SWITCH_S = 0.0005  # the compute thread and the loop take turns; Python's default of 5 ms is a deadline's size
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -235,6 +237,8 @@ async def run_edge(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     api = EdgeApi(runtime, settings)
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
     try:
         await runtime.start()
         await api.server.start()
@@ -247,5 +251,6 @@ async def run_edge(
     finally:
         await api.server.close()
         await runtime.close()
+        sys.setswitchinterval(switch_s)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
