@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
 import tempfile
 import threading
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from splitedge.bundle import load_plan, save_plan
-from splitedge.costs import Effort, measure
-from splitedge.edge.link import Link, ZmqLink
-from splitedge.edge.runtime import EdgeRuntime
-from splitedge.edge.settings import EdgeSettings
-from splitedge.edge.threaded import ThreadedRuntime
-from splitedge.engine import Engine
-from splitedge.errors import BundleError, ConfigError, LinkError
+from splitedge.edge.link import Link
+from splitedge.errors import BundleError, ConfigError
 from splitedge.evaluation import Evaluation, evaluate
 from splitedge.explain import Conditions, explain_text
-from splitedge.fitting import FitReport, fit_plan
-from splitedge.keys import load_keys, trusted_key
-from splitedge.loopback import Loopback
+from splitedge.fitting import FitReport, fit_plan, measured_again
 from splitedge.plan import Plan
-from splitedge.planner import options_of
 from splitedge.policy import Option, Policy, Route
 from splitedge.policy_setup import ready_policy
-from splitedge.power import power_profile
 from splitedge.record import Record
-from splitedge.records import RecordStore
 from splitedge.result import Result
 from splitedge.rows import LabelledRows, gather
+from splitedge.running import Around, Running
 from splitedge.sealed import Side
 from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
 from splitedge.thresholds import Threshold
 
-log = logging.getLogger(__name__)
-
-#: Seconds the first request waits for the link to come up, so that it is not answered without it.
-FIRST_WAIT_S = 2.0
 RECENT = 10_000
-FIT_EFFORT = Effort(rows=128)
 
 
 class Deployment:
@@ -83,17 +66,12 @@ class Deployment:
     ) -> None:
         self._plan = plan
         self._policy_spec = plan.policy if policy is None else policy
-        self._cloud = cloud
-        self._keys = keys
-        self._records_path = None if records is None else Path(records)
-        self._settings = settings
-        self._power = power_profile(power)
+        self._around = Around(cloud, _path(keys), _path(records), settings, power)
         self._side: Side = side
         self._digest = digest
         self._lock = threading.Lock()
         self._recent: deque[Record] = deque(maxlen=RECENT)
-        self._running: ThreadedRuntime | None = None
-        self._link: Link | None = None
+        self._running: Running | None = None
         self._closed = False
         self._policy, self._thresholds = ready_policy(self._policy_spec, plan)
 
@@ -111,15 +89,15 @@ class Deployment:
             CodecError: the input does not fit the model.
             RequestError: the request ended without an answer; the subclass says why.
         """
-        return self._runtime().infer(x, deadline, _route(route))
+        return self._started().threaded.infer(x, deadline, _route(route))
 
     async def infer(self, x: Any, deadline: float | None = None, route: Route | str | None = None) -> Result:
         """As calling it, for callers with an event loop."""
         running = self._running
         if running is None:
-            running = await asyncio.to_thread(self._runtime)
-        job = running.runtime.infer(x, deadline, _route(route))
-        return await asyncio.wrap_future(running.submit(job))
+            running = await asyncio.to_thread(self._started)
+        job = running.threaded.runtime.infer(x, deadline, _route(route))
+        return await asyncio.wrap_future(running.threaded.submit(job))
 
     def connect(self, timeout_s: float = 5.0) -> None:
         """Wait until the cloud is there; requests do not need it, but say less about why it is not.
@@ -128,7 +106,7 @@ class Deployment:
             AuthenticationError: a key was refused, on either side.
             LinkError: the cloud does not serve this bundle, or is not there in time.
         """
-        self._runtime().connected(timeout_s)
+        self._started().threaded.connected(timeout_s)
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -157,8 +135,9 @@ class Deployment:
 
     @property
     def link(self) -> Link | None:
-        """The link to the cloud, once the first request has been made."""
-        return self._link
+        """The link to the cloud; None before the first request, and where there is none."""
+        running = self._running
+        return None if running is None else running.link
 
     def outage(self, reason: str | None) -> None:
         """Play an outage of the in-process cloud: unplugged for `reason`, plugged in again by None.
@@ -166,10 +145,7 @@ class Deployment:
         Raises:
             ConfigError: the cloud does not run in this process.
         """
-        running, link = self._runtime(), self._link
-        if not isinstance(link, Loopback):
-            raise ConfigError("an outage can be played for a cloud in this process only")
-        running.submit(_plug(link, reason)).result()
+        self._started().plug(reason)
 
     # Fitting and looking --------------------------------------------------------------------------
 
@@ -196,18 +172,7 @@ class Deployment:
         held = None if val is None else self._gather(val, "val")
         self._stop()
         plan, report = fit_plan(self._plan, rows, held, epochs=epochs, seed=seed, progress=progress)
-        costs = measure(plan, rows.first(FIT_EFFORT.rows).inputs, FIT_EFFORT)
-        measured = {option.name: option.accuracy for option in plan.options}
-        options = tuple(
-            replace(option, accuracy=measured[option.name], accuracy_measured=True)
-            for option in options_of(plan, costs, edge_speed=plan.edge_speed, cloud_speed=plan.cloud_speed)
-        )
-        index = plan.boundaries_by_name()
-        table = tuple(
-            replace(row, coded_bytes=float(costs.nbytes[_top(plan, index[row.name])].mean()))
-            for row in plan.table
-        )
-        self._plan = replace(plan, options=options, table=table)
+        self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)
         return report
@@ -295,57 +260,31 @@ class Deployment:
     ) -> None:
         self.close()
 
-    def _runtime(self) -> ThreadedRuntime:
+    def _started(self) -> Running:
         running = self._running
         if running is not None:
             return running
         with self._lock:
             if self._closed:
                 raise ConfigError("this deployment is closed")
+            if self._side == "cloud":
+                raise ConfigError("this is the cloud's half of a bundle: serve it; load side='edge' to ask")
             if self._running is None:
-                self._running = self._start()
+                self._running = Running(
+                    self._plan,
+                    self._policy,
+                    self._around,
+                    here=self._side == "both",
+                    digest=lambda: self.digest,
+                    on_record=self._recent.append,
+                )
             return self._running
-
-    def _start(self) -> ThreadedRuntime:
-        if self._side == "cloud":
-            raise ConfigError("this is the cloud's half of a bundle: serve it; load side='edge' to ask")
-        digest, link = self._connect()
-        engine = Engine(self._plan.options, self._policy, settings=self._settings, power=self._power)
-        store = None if self._records_path is None else RecordStore(self._records_path)
-        runtime = EdgeRuntime(
-            self._plan.edge(digest), engine, link, settings=EdgeSettings(cloud=self._cloud), records=store
-        )
-        runtime.listeners.append(self._recent.append)
-        self._link = link
-        running = ThreadedRuntime(runtime)
-        if link is not None:
-            try:
-                running.connected(FIRST_WAIT_S)
-            except LinkError as error:
-                log.warning("the cloud is not there yet: %s", error)
-        return running
-
-    def _connect(self) -> tuple[str, Link | None]:
-        """The digest both sides go by, and a link that is not started yet."""
-        if self._cloud is not None:
-            pair = None if self._keys is None else load_keys(self._keys)
-            server = None if self._keys is None else trusted_key(self._keys)
-            return self.digest, ZmqLink(self._cloud, pair, server, EdgeSettings(cloud=self._cloud))
-        if self._side == "edge":
-            return self.digest, None
-        # Nobody else sees the digest of an in-process cloud, so a plan that can't be saved works too.
-        digest = self._digest or secrets.token_hex(32)
-        return digest, Loopback(self._plan.cloud(digest))
 
     def _stop(self) -> None:
         with self._lock:
             running, self._running = self._running, None
-            link, self._link = self._link, None
-        if running is None:
-            return
-        if isinstance(link, Loopback):
-            running.submit(_shut(running.runtime, link)).result()
-        running.close()
+        if running is not None:
+            running.close()
 
     # Small things ---------------------------------------------------------------------------------
 
@@ -407,22 +346,8 @@ def load(
     )
 
 
-async def _plug(link: Loopback, reason: str | None) -> None:
-    if reason is None:
-        link.connect()
-    else:
-        link.disconnect(reason)
-
-
-async def _shut(runtime: EdgeRuntime, link: Loopback) -> None:
-    """Requests in flight may still need the cloud: let them end, then stop it and wait for its thread."""
-    await runtime.drain()
-    link.close()
-    await link.wait_closed()
-
-
-def _top(plan: Plan, boundary: int) -> tuple[int, int]:
-    return boundary, len(plan.codecs[boundary].levels) - 1
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _route(route: Route | str | None) -> Route | None:

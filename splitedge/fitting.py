@@ -19,16 +19,19 @@ from rich.progress import Progress
 
 from splitedge.calibration import Calibration, ece
 from splitedge.codec import Tensors
+from splitedge.costs import Effort, measure
 from splitedge.evaluation import Evaluation, boundaries_of, evaluate
 from splitedge.exit_segment import ExitSegment, export_exit
 from splitedge.exits import TrainReport, train_exit
 from splitedge.plan import Plan, twin
+from splitedge.planner import options_of
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
 
 BATCH = 128
 RANGE_ROWS = 512
 EVIDENCE_ROWS = 20_000
+EFFORT = Effort(rows=128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,22 @@ def fit_plan(
     )
     report = FitReport(tuple(sureness), evaluation, len(train), len(val), split)
     return replace(plan, options=options), report
+
+
+def measured_again(plan: Plan, rows: LabelledRows) -> Plan:
+    """The plan with seconds and bytes measured anew on real rows; accuracies stay."""
+    costs = measure(plan, rows.first(EFFORT.rows).inputs, EFFORT)
+    accuracies = {option.name: option.accuracy for option in plan.options}
+    options = tuple(
+        replace(option, accuracy=accuracies[option.name], accuracy_measured=True)
+        for option in options_of(plan, costs, edge_speed=plan.edge_speed, cloud_speed=plan.cloud_speed)
+    )
+    table = []
+    for row in plan.table:
+        boundary = plan.boundaries_by_name()[row.name]
+        top = len(plan.codecs[boundary].levels) - 1
+        table.append(replace(row, coded_bytes=float(costs.nbytes[boundary, top].mean())))
+    return replace(plan, options=options, table=tuple(table))
 
 
 def _ranged(plan: Plan, rows: LabelledRows) -> Plan:

@@ -85,7 +85,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
     def edge(self, digest: str) -> EdgeSegments:
-        """The edge's half."""
+        """The edge's half, with codec objects of its own: a codec serves one thread at a time."""
         last = self.edge_end
         return EdgeSegments(
             digest,
@@ -95,13 +95,13 @@ class Plan:
             [self.segments[i] for i in range(last)],
             self.exits,
             self.local,
-            {self.boundaries[i].name: self.codecs[i] for i in self.cuts},
+            {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
             self.answers,
             self.batchable,
         )
 
     def cloud(self, digest: str) -> CloudSegments:
-        """The cloud's half, with codec objects of its own: a codec serves one thread at a time."""
+        """The cloud's half, likewise."""
         first = min(self.cuts)
         return CloudSegments(
             digest,
