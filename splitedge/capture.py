@@ -76,9 +76,10 @@ class _Flat(nn.Module):
 
 
 def capture_graph(model: nn.Module, example_inputs: Any, dynamic_batch: Dynamic) -> Captured:
-    """Export `model` and normalise its graph.
+    """Export `model` and normalise its graph, for every batch size unless `dynamic_batch` is False.
 
     Raises:
+        FixedBatch: the model works for one batch size only.
         PartitionError: the model fails on the example, can not be exported, or is not a fixed function
             of its inputs; the message names the construct and the way out.
     """
@@ -90,15 +91,10 @@ def capture_graph(model: nn.Module, example_inputs: Any, dynamic_batch: Dynamic)
         return _capture(model, tree, tensors, batched, rows, dynamic=False, reason="dynamic_batch=False")
     if not any(batched):
         raise PartitionError("no example input has a batch dimension (dimension 0); pass dynamic_batch=False")
-    try:
-        return _capture(model, tree, tensors, batched, rows, dynamic=True, reason="")
-    except _FixedBatch as error:
-        if dynamic_batch is True:
-            raise
-        return _capture(model, tree, tensors, batched, rows, dynamic=False, reason=str(error))
+    return _capture(model, tree, tensors, batched, rows, dynamic=True, reason="")
 
 
-class _FixedBatch(PartitionError):
+class FixedBatch(PartitionError):
     """The model works for one batch size only."""
 
 
@@ -187,7 +183,7 @@ def _explained(error: Exception, dynamic: bool) -> PartitionError:
         what = "a branch, a loop or a shape that depends on the values of a tensor"
     elif "Constraints violated" in text or "ConstraintViolation" in kind or "specialized" in text:
         what = f"a batch size that the model fixes ({_first_line(error, 'specialized', 'constant', 'batch')})"
-        return _FixedBatch(
+        return FixedBatch(
             f"the model can not be captured for every batch size: {what}{where}; {WAY_OUT}, or pass "
             "dynamic_batch=False to keep the example's"
         )
@@ -422,5 +418,5 @@ def _symbol(lowered: tuple[fx.Graph, Any, Any], batched: Sequence[bool]) -> symp
             size = node.meta["val"].shape[0]
             if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
                 return size.node.expr
-            raise _FixedBatch(f"the model fixes its batch size to {size}; {WAY_OUT}")
+            raise FixedBatch(f"the model fixes its batch size to {size}; {WAY_OUT}")
     raise PartitionError("no example input has a batch dimension")

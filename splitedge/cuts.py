@@ -122,8 +122,8 @@ class CutTable:
         cut = self._after[last + 1]
         if cut is None:
             raise PartitionError(
-                f"after module '{name}' the model can not be cut: what would cross has no fixed shape for each "
-                f"row of the batch{self.near(name)}"
+                f"after module '{name}' the model can not be cut: what would cross has no fixed shape for "
+                f"each row of the batch{self.near(name)}"
             )
         if cut.place == "LOCAL":
             raise PartitionError(f"after module '{name}' nothing is left to compute{self.near(name)}")

@@ -67,7 +67,8 @@ _ATEN = """
     upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d vander var
     var_mean vdot view_as view_as_complex view_as_real vsplit vstack where xlogy zeros zeros_like mH mT
     _to_copy _softmax _log_softmax _native_batch_norm_legit_no_training _adaptive_avg_pool2d
-    _adaptive_avg_pool3d _weight_norm __and__ __or__ __xor__ __lshift__ __rshift__ _upsample_bilinear2d_aa _upsample_bicubic2d_aa _safe_softmax
+    _adaptive_avg_pool3d _weight_norm _upsample_bilinear2d_aa _upsample_bicubic2d_aa _safe_softmax
+    __and__ __or__ __xor__ __lshift__ __rshift__
 """
 _PRIMS = "convert_element_type view_of broadcast_in_dim transpose split_dim collapse_view iota"
 _ALLOWED = {"aten": frozenset(_ATEN.split()), "prims": frozenset(_PRIMS.split())}

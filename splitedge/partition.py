@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from splitedge.capture import WAY_OUT, Dynamic, capture_graph, evaluating, repeated
+from splitedge.capture import WAY_OUT, Captured, Dynamic, FixedBatch, capture_graph
 from splitedge.codec import Tensors, TensorSpec
 from splitedge.cuts import Crossing, Cut, CutTable, NodeInfo
 from splitedge.errors import PartitionError
 from splitedge.extract import extract
 from splitedge.mincut import LatencyModel, Value, cheapest
 from splitedge.program import Program
-from splitedge.structure import Structure, as_call, describe, restore
+from splitedge.structure import Structure
 from splitedge.values import Values
+from splitedge.verify import rows_are_independent, verify
 
 __all__ = ["Crossing", "Cut", "Graph", "LatencyModel", "NodeInfo", "capture"]
 
@@ -49,8 +50,19 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: Dynamic = T
     Raises:
         PartitionError: the model can not be captured; the message names the construct and the way out.
     """
-    graph = Graph(Values(capture_graph(model, example_inputs, dynamic_batch)))
-    graph.check(model, example_inputs)
+    try:
+        return _verified(model, example_inputs, capture_graph(model, example_inputs, dynamic_batch))
+    except FixedBatch as error:
+        if dynamic_batch != "auto":
+            raise
+        fixed = capture_graph(model, example_inputs, False)
+        fixed.reason = str(error)
+        return _verified(model, example_inputs, fixed)
+
+
+def _verified(model: nn.Module, example_inputs: Any, captured: Captured) -> Graph:
+    graph = Graph(Values(captured))
+    graph.verify(model, example_inputs)
     return graph
 
 
@@ -60,6 +72,8 @@ class Graph:
     Attributes:
         dynamic_batch: whether any batch size runs.
         fixed_batch_reason: why not; empty when it does.
+        rows_independent: whether a row's answer does not depend on the other rows of its batch (tried on
+            the example). Only then may rows of several requests run as one batch.
         input_structure, output_structure: how the flat tensors of the model nest, and their specs.
     """
 
@@ -69,6 +83,7 @@ class Graph:
         captured = values.captured
         self.dynamic_batch = captured.batch is not None
         self.fixed_batch_reason = captured.reason
+        self.rows_independent = False
         self.input_structure = Structure(captured.inputs, self._specs(values.inputs, "input"))
         self.output_structure = Structure(captured.outputs, self._specs(values.outputs, "output"))
 
@@ -79,11 +94,24 @@ class Graph:
             if spec is None:
                 value = node.meta["val"]
                 raise PartitionError(
-                    f"{what} {i} of the model ('{node.name}') is {value.dtype} of shape {tuple(value.shape)}, which "
-                    f"is neither so much for each row of the batch nor independent of it; {WAY_OUT}"
+                    f"{what} {i} of the model ('{node.name}') is {value.dtype}{tuple(value.shape)}, which is "
+                    f"neither so much for each row of the batch nor independent of it; {WAY_OUT}"
                 )
             specs.append(spec)
         return tuple(specs)
+
+    def verify(self, model: nn.Module, example_inputs: Any) -> None:
+        """Compare the captured program with the model on the example; sets `rows_independent`.
+
+        Raises:
+            PartitionError: they differ; the model does something that capture can not see.
+        """
+        (program,) = self.segments([], copy=False)
+        captured, inputs = self._values.captured, self.input_structure
+        verify(model, program, captured, inputs, example_inputs)
+        self.rows_independent = rows_are_independent(
+            program, captured, inputs, self.output_structure, example_inputs
+        )
 
     # Listing ------------------------------------------------------------------------------------
 
@@ -213,42 +241,6 @@ class Graph:
         cloud_s = [*(model.cloud_s[n] for n in names), 0.0]  # the edge when nothing is in the cloud
         edge = cheapest(edge_s, cloud_s, network)
         return frozenset(range(table.end)) if table.end in edge else edge
-
-    # Checking -----------------------------------------------------------------------------------
-
-    def check(self, model: nn.Module, example_inputs: Any) -> None:
-        """Compare the captured program with the model on the example, at one and at three rows.
-
-        Raises:
-            PartitionError: they differ; the model does something that capture can not see.
-        """
-        program = self.segments([], copy=False)[0]
-        captured = self._values.captured
-        _, tensors = describe(example_inputs)
-        batched = [spec.batch_dim is not None for spec in self.input_structure.specs]
-        for rows in (1, 3) if self.dynamic_batch else (captured.rows,):
-            some = repeated(tensors, batched, captured.rows, rows)
-            args, kwargs = as_call(restore(captured.inputs, some))
-            with evaluating(model):
-                tree, expected = describe(model(*args, **kwargs))
-                same = tree == captured.outputs and all(map(_agree, expected, program(*some)))
-            if not same:
-                raise PartitionError(
-                    f"the captured program and the model differ on {rows} of the example's rows: the model does "
-                    "something that capture can not see (Python state, a branch on the batch size, random "
-                    f"numbers); {WAY_OUT}"
-                )
-
-
-def _agree(expected: torch.Tensor, got: torch.Tensor) -> bool:
-    """Equal but for rounding: other batch sizes may use other kernels."""
-    if expected.shape != got.shape or expected.dtype != got.dtype:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(expected, got)
-    scale = expected.abs().nan_to_num(0.0, 0.0, 0.0).amax().item() if expected.numel() else 0.0
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
-    return torch.allclose(expected, got, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 class _Head(nn.Module):

@@ -10,10 +10,11 @@ import torch
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
 from splitedge.errors import PartitionError
 from splitedge.mincut import LatencyModel, Value, cheapest
 from splitedge.partition import Graph, capture
-from torch import nn
 
 seconds = st.floats(0, 10, allow_nan=False)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import zoo
+from torch import nn
+
 from splitedge.errors import PartitionError
 from splitedge.partition import Cut, Graph, capture
 from splitedge.structure import describe
-from torch import nn
 
 BATCHES = (1, 3, 8)
 
@@ -132,7 +134,7 @@ def test_cuts_go_forward_and_differ(name: str) -> None:
     cuts = graph.cuts()
     assert len({c.name for c in cuts}) == len(cuts)
     assert len({tuple(t.name for t in c.tensors) for c in cuts}) == len(cuts)
-    for before, after in zip(cuts, cuts[1:], strict=False):
+    for before, after in pairwise(cuts):
         assert before.position < after.position
         assert before.head_flops <= after.head_flops
         assert before.head_params <= after.head_params
@@ -324,3 +326,14 @@ def test_nested_inputs_and_constants() -> None:
         head, tail = graph.split(cut)
         x = {"pair": {"a": torch.randn(3, 4), "b": torch.randn(3, 3)}, "scale": 2.0, "flag": True}
         assert_equal(call(model, x), call(tail, call(head, x)))
+
+
+def test_models_that_mix_the_rows_of_a_batch_are_told_apart() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x - x.mean(0, keepdim=True))
+
+    assert not capture(Centred(), torch.randn(1, 4)).rows_independent
+    assert not capture(nn.BatchNorm2d(1, track_running_stats=False), torch.randn(2, 1, 4, 4)).rows_independent
+    for name in ("resnet8", "lstm", "two_in_two_out", "bert"):
+        assert captured(name)[2].rows_independent

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from splitedge.errors import PartitionError
 from splitedge.partition import capture
-from torch import nn
 
 
 class Fc(nn.Module):
@@ -122,3 +123,10 @@ def test_auto_keeps_a_dynamic_batch_where_it_can() -> None:
     graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), torch.randn(1, 4), dynamic_batch="auto")
     assert graph.dynamic_batch
     assert graph.fixed_batch_reason == ""
+
+
+def test_a_model_that_fails_at_one_row_has_a_fixed_batch() -> None:
+    model, x = nn.BatchNorm1d(4, track_running_stats=False), torch.randn(2, 4)
+    with pytest.raises(PartitionError, match="fails on 1 rows: Expected more than 1 value"):
+        capture(model, x)
+    assert "fails on 1 rows" in capture(model, x, dynamic_batch="auto").fixed_batch_reason

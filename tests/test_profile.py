@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from torch import nn
+
 from splitedge.errors import BundleError, PartitionError
 from splitedge.partition import Graph, capture
 from splitedge.profile import Profile, profile
-from torch import nn
 
 EXAMPLE = torch.randn(1, 1, 8, 8)
 
