@@ -67,7 +67,7 @@ class _Call:
 
     flow: Flow
     future: asyncio.Future[Result]
-    deadline_s: float
+    deadline_at: float  # of the runtime's clock
     outputs: dict[tuple[Source, int], Any] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
 
@@ -251,7 +251,8 @@ class EdgeRuntime:
         flow = self._model.open(inputs)
         request = next(self._ids)
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._calls[request] = _Call(flow, future, math.inf if deadline_s is None else deadline_s)
+        deadline_at = math.inf if deadline_s is None else self._clock() + deadline_s
+        self._calls[request] = _Call(flow, future, deadline_at)
         try:
             self._feed(Arrived(request, flow.rows, deadline_s, route))
             return await future
@@ -344,8 +345,8 @@ class EdgeRuntime:
                 return
             elif self._remote is not None:
                 call.payloads[stage.number] = outcome.payload
-                frames = self._remote.frames(request, 1, stage.number, call.deadline_s, outcome.payload)
-                nbytes = self._remote.framed(frames)
+                left_s = call.deadline_at - self._clock()
+                nbytes = self._remote.prepare(request, stage.number, left_s, outcome.payload)
         self._feed(StageDone(request, stage, outcome.head_s, outcome.encode_s, outcome.confidence, nbytes))
 
     # The cloud ------------------------------------------------------------------------------------
