@@ -19,6 +19,7 @@ from splitedge.pieces import Pieces, divide, join, whole_program
 from splitedge.plan import CutRow, Plan
 from splitedge.planner import options_of
 from splitedge.policy import Policy
+from splitedge.profile import Profile, profile
 from splitedge.rows import as_flat
 from splitedge.segments import Local
 from splitedge.settings import EngineSettings
@@ -26,6 +27,7 @@ from splitedge.settings import EngineSettings
 INT8 = Default("int8")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
+PROFILE_S = 1.0
 
 
 def deploy(
@@ -100,9 +102,22 @@ def deploy(
     table = tuple(_row(found, i + 1, plan, costs) for i, found in enumerate(pieces.found) if i + 1 in cuts)
     name = policy if isinstance(policy, str) else policy.name
     plan = replace(
-        plan, options=options, table=table, policy=name, edge_speed=edge_speed, cloud_speed=cloud_speed or 1.0
+        plan,
+        options=options,
+        table=table,
+        policy=name,
+        edge_speed=edge_speed,
+        cloud_speed=cloud_speed or 1.0,
+        profile=_profile(pieces, example_inputs),
     )
     return Deployment(plan, policy=policy, cloud=cloud, keys=keys, records=records, settings=settings)
+
+
+def _profile(pieces: Pieces, example: Any) -> Profile | None:
+    """A quick look at every place the model could be cut; it travels with the bundle."""
+    if pieces.graph is None:
+        return None
+    return profile(pieces.graph, example, warmup=1, repeats=10, budget_s=PROFILE_S)
 
 
 # Pieces -----------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from splitedge.manifest import (
     parse,
 )
 from splitedge.plan import Plan
+from splitedge.profile import Profile
 from splitedge.program import Program
 from splitedge.sealed import Sealed, Side
 from splitedge.segments import Answers, Boundary, CloudSegments, EdgeSegments, ExitHead, Local, Segment
@@ -92,6 +93,7 @@ def load_plan(
         edge_speed=entry.edge_speed,
         cloud_speed=entry.cloud_speed,
         table=tuple(row.make() for row in entry.table),
+        profile=None if entry.profile is None else Profile.from_json(entry.profile),
         notes=list(entry.notes),
     )
     if plan.inputs.specs != boundaries[0].specs:
@@ -171,6 +173,7 @@ def _entry(plan: Plan) -> PlanEntry:
         edge_speed=plan.edge_speed,
         cloud_speed=plan.cloud_speed,
         table=[CutEntry.of(row) for row in plan.table],
+        profile=None if plan.profile is None else plan.profile.to_json(),
         notes=plan.notes,
     )
 

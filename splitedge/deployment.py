@@ -19,6 +19,7 @@ from splitedge.fitting import FitReport, fit_plan, measured_again
 from splitedge.plan import Plan
 from splitedge.policy import Option, Policy, Route
 from splitedge.policy_setup import ready_policy
+from splitedge.profile import Profile
 from splitedge.record import Record
 from splitedge.result import Result
 from splitedge.rows import LabelledRows, gather
@@ -112,6 +113,11 @@ class Deployment:
     def options(self) -> tuple[Option, ...]:
         """The ways to answer a request, as every policy sees them."""
         return self._plan.options
+
+    @property
+    def profile(self) -> Profile | None:
+        """Seconds at every place the model could be cut, on the machine that made the plan."""
+        return self._plan.profile
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from splitedge.plan import CutRow, Plan
 from splitedge.policy import Estimate, Observation, Option, Policy
+from splitedge.profile import Profile
 from splitedge.thresholds import Floats, Threshold
 
 #: Uplinks asked about, bits/s.
@@ -64,7 +65,11 @@ def explain_text(
     plan: Plan, policy: Policy, policy_name: str, at: Conditions, thresholds: Mapping[int, Threshold]
 ) -> str:
     """Cuts, options, bands, thresholds and notes as plain text."""
-    parts = [_cuts(plan.table), _options(plan.options), _bands(policy, policy_name, plan.options, at)]
+    parts = [
+        _cuts(plan.table, plan.profile),
+        _options(plan.options),
+        _bands(policy, policy_name, plan.options, at),
+    ]
     if thresholds:
         lines = [f"  exit {number}: {found.reason}" for number, found in sorted(thresholds.items())]
         parts.append("Thresholds\n" + "\n".join(lines))
@@ -73,9 +78,11 @@ def explain_text(
     return "\n\n".join(part for part in parts if part)
 
 
-def _cuts(table: Sequence[CutRow]) -> str:
+def _cuts(table: Sequence[CutRow], profile: Profile | None) -> str:
     if not table:
         return ""
+    among = f" of {len(profile.cuts)} places" if profile is not None else ""
+    where = f" (timed on {profile.device}, {profile.threads} threads)" if profile is not None else ""
     rows = [
         ("cut", "raw B", "coded B", "head / tail MFLOP", "head / tail ms", "head / tail weights", "crosses")
     ]
@@ -91,7 +98,7 @@ def _cuts(table: Sequence[CutRow]) -> str:
         )
         for row in table
     ]
-    return "Cuts\n" + _grid(rows, left=(0, 6))
+    return f"Cuts: {len(table)}{among}{where}\n" + _grid(rows, left=(0, 6))
 
 
 def _options(options: Sequence[Option]) -> str:

@@ -159,6 +159,7 @@ class PlanEntry(_Entry):
     edge_speed: float = Field(gt=0)
     cloud_speed: float = Field(gt=0)
     table: list[CutEntry]
+    profile: str | None
     notes: list[str]
 
 

@@ -25,6 +25,7 @@ class Pieces:
         boundaries: the input first; segment i starts at boundary i.
         segments: as many as boundaries.
         found: the graph's cut of each boundary but the first; empty for pieces made by hand.
+        graph: what they were cut from; None for pieces made by hand.
         batchable: whether any number of rows may run.
         notes: what a user should know.
     """
@@ -36,6 +37,7 @@ class Pieces:
     found: tuple[Cut, ...]
     batchable: bool
     notes: list[str]
+    graph: Graph | None = None
 
     @property
     def index(self) -> dict[str, int]:
@@ -59,6 +61,7 @@ def divide(graph: Graph, cuts: Sequence[Cut]) -> Pieces:
         ordered,
         graph.dynamic_batch,
         notes,
+        graph,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from splitedge.codec import Codec, load_codec
 from splitedge.policy import Option
+from splitedge.profile import Profile
 from splitedge.segments import (
     Answers,
     Boundary,
@@ -65,6 +66,7 @@ class Plan:
         policy: name the engine's policy is made from.
         edge_speed, cloud_speed: how many times faster than the measuring machine the two sides compute.
         table: one row a cut, for people.
+        profile: seconds at every place the model could be cut; None for halves made by hand.
         notes: what a user should know about the plan (a default that could not be used, say).
     """
 
@@ -82,6 +84,7 @@ class Plan:
     edge_speed: float = 1.0
     cloud_speed: float = 1.0
     table: tuple[CutRow, ...] = ()
+    profile: Profile | None = None
     notes: list[str] = field(default_factory=list)
 
     def edge(self, digest: str) -> EdgeSegments:

@@ -241,3 +241,24 @@ def test_the_confidence_policy_of_a_loaded_bundle_has_its_thresholds(saved):
         # Random weights are right in a fifth of the cases: no threshold can show 80%.
         assert not lax.thresholds[0].ever
         assert lax.thresholds[0].reason in lax.explain(show=False)
+
+
+def test_the_profile_of_every_place_to_cut_travels_with_the_bundle(saved, model):
+    with splitedge.load(saved[0], side="edge") as edge:
+        profile = edge.profile
+        assert len(profile.cuts) > 2
+        assert {cut.name for cut in profile.cuts} >= {o.cut for o in edge.options if o.cut}
+        assert profile.params == sum(p.numel() for p in model.parameters())
+        assert f"of {len(profile.cuts)} places" in edge.explain(show=False)
+
+
+def test_both_halves_may_be_loaded_and_a_server_asked(saved, x):
+    directory, outputs = saved
+    with (
+        server([bundle.load_cloud(directory)]) as endpoint,
+        splitedge.load(directory, cloud=endpoint) as loaded,
+    ):
+        loaded.connect(10)
+        torch.testing.assert_close(loaded(x, route="split").output, outputs["split"], atol=1e-6, rtol=1e-6)
+        with pytest.raises(ConfigError, match="in this process only"):
+            loaded.outage("no")
