@@ -118,6 +118,7 @@ def test_head_and_tail_equal_the_model(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MODELS)
 def test_head_and_tail_equal_the_model_at_every_cut(name: str) -> None:
     assert_exact(name, captured(name)[2].cuts())
