@@ -344,7 +344,7 @@ def fill(report: Report, samples: dict[tuple[str, str], Samples]) -> None:
 def main() -> None:
     """Measure and report."""
     args = arguments(__doc__ or "")
-    rounds, seconds = (3, 0.3) if args.quick else (9, 0.8)
+    rounds, seconds = (3, 0.2) if args.quick else (9, 0.8)
     missing = {
         name: f"{NAMES[name]} is left out: '{module}' is not installed (pip install 'splitedge[peers]')"
         for name, module in NEEDS.items()
