@@ -11,18 +11,17 @@ the one that waits or runs, gets the kept reply of one that is done, or is refus
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from splitedge.cloud.batcher import Batcher, Entry
+from splitedge.cloud.admission import Admission
+from splitedge.cloud.batcher import Batcher
 from splitedge.cloud.executor import Result, Task
 from splitedge.cloud.metrics import ANSWERED, CANCELLED, REPEATED, CloudMetrics, LaneMetrics
-from splitedge.cloud.service import ServiceTime
 from splitedge.cloud.sessions import Done, Session, Sessions
 from splitedge.cloud.settings import ServerSettings
+from splitedge.cloud.work import Batch, ServedLane, ServedModel, Work
 from splitedge.codec import HEADER
 from splitedge.errors import CodecError, ConfigError, WireError
 from splitedge.events import Refusal
@@ -50,71 +49,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MS = 1_000_000
-#: What a draining server tells edges to wait; by then another stands in its place or none does.
-DRAIN_RETRY_MS = 1000
+#: What an edge is told to wait where there is no room for its session.
+SESSION_RETRY_MS = 1000
 
 Frames = list[bytes | memoryview]
 Send = Callable[[bytes, Frames], None]
-
-
-@dataclass(slots=True, eq=False)
-class Work(Entry):
-    """A request that waits or runs."""
-
-    session: Session[Work]
-    request: int
-    attempt: int
-    to: bytes  # the connection its latest attempt came on
-    target: _Lane
-    payload: memoryview
-    received_ns: int
-    cancelled: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Model:
-    index: int
-    model: CloudModel
-    batcher: Batcher[Work]
-    service: ServiceTime = field(default_factory=ServiceTime)
-    running: Batch | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    lane: Lane
-    owner: _Model
-    metrics: LaneMetrics
-    service: ServiceTime = field(default_factory=ServiceTime)
-    caps: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    def cap(self, level: int, rows: int) -> int:
-        """The most bytes a payload may have. Raises CodecError where there is no such level."""
-        cap = self.caps.get((level, rows))
-        if cap is None:
-            cap = self.caps[level, rows] = self.owner.model.max_bytes(self.lane, level, rows)
-        return cap
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """Work to be run now, together.
-
-    Attributes:
-        index: of the model among those given to the core.
-        model, lane: what to run it on.
-        tasks: payload and rows of each request.
-        quick: whether the lane is so fast that handing it to a thread would cost more.
-    """
-
-    index: int
-    model: CloudModel
-    lane: Lane
-    tasks: list[Task]
-    quick: bool
-    target: _Lane
-    works: list[Work]
-    started_ns: int
 
 
 class CloudCore:
@@ -141,15 +80,14 @@ class CloudCore:
     ) -> None:
         self.epoch = secrets.token_bytes(8)
         self.metrics = metrics or CloudMetrics()
-        self.draining = False
         self._settings = s = settings
         self._send = send
         self._clock = clock_ns
         self._models = [
-            _Model(i, m, Batcher(s.max_batch_rows, int(s.max_wait_s * 1e9), m.batchable))
+            ServedModel(i, m, Batcher(s.max_batch_rows, int(s.max_wait_s * 1e9), m.batchable))
             for i, m in enumerate(models)
         ]
-        self._lanes: list[_Lane] = []
+        self._lanes: list[ServedLane] = []
         self._numbers: dict[Lane, int] = {}
         for owner in self._models:
             self._serve(owner)
@@ -162,11 +100,9 @@ class CloudCore:
             s.kept_reply_bytes,
             int(s.kept_reply_s * 1e9),
         )
-        self._held_bytes = 0
-        self._held = 0
-        self._by_account: dict[str | bytes, list[int]] = {}  # bytes and requests held
-        self.metrics.in_flight.set_function(lambda: self._held)
-        self.metrics.queue_bytes.set_function(lambda: self._held_bytes)
+        self._room = Admission(settings)
+        self.metrics.in_flight.set_function(lambda: self._room.requests)
+        self.metrics.queue_bytes.set_function(lambda: self._room.nbytes)
         self.metrics.sessions.set_function(lambda: len(self._sessions))
         self._handlers: dict[type, Callable[[bytes, str, Any], None]] = {
             Infer: self._on_infer,
@@ -175,12 +111,12 @@ class CloudCore:
             Ping: self._on_ping,
         }
 
-    def _serve(self, owner: _Model) -> None:
+    def _serve(self, owner: ServedModel) -> None:
         for lane in owner.model.lanes:
             if lane in self._numbers:
                 raise ConfigError(f"two models serve {_name(lane)}; give each bundle once")
             self._numbers[lane] = len(self._lanes)
-            self._lanes.append(_Lane(lane, owner, LaneMetrics(self.metrics, _name(lane))))
+            self._lanes.append(ServedLane(lane, owner, LaneMetrics(self.metrics, _name(lane))))
 
     def _largest(self) -> int:
         """Bytes of the largest payload that any lane can take."""
@@ -196,14 +132,19 @@ class CloudCore:
     # What a shell sees ---------------------------------------------------------------------------
 
     @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._room.draining
+
+    @property
     def in_flight(self) -> int:
         """Requests waiting or running."""
-        return self._held
+        return self._room.requests
 
     @property
     def held_bytes(self) -> int:
         """Payload bytes waiting or running."""
-        return self._held_bytes
+        return self._room.nbytes
 
     @property
     def users(self) -> set[str]:
@@ -258,7 +199,7 @@ class CloudCore:
         target.metrics.batch_rows.observe(rows)
         target.metrics.tail_seconds.observe(max(result.tail_ns for result in results) / 1e9)
         for work, result in zip(batch.works, results, strict=True):
-            self._release(work)
+            self._room.release(work)
             self._finish(work, result, batch.started_ns, now)
 
     def wake_at(self) -> int | None:
@@ -282,7 +223,7 @@ class CloudCore:
 
     def drain(self) -> None:
         """Refuse new requests from here on; those in flight end as usual."""
-        self.draining = True
+        self._room.draining = True
 
     def forget_user(self, user: str) -> None:
         """Drop the sessions and the waiting work of a key that is trusted no more."""
@@ -302,7 +243,7 @@ class CloudCore:
     def _on_hello(self, peer: bytes, user: str, hello: Hello) -> None:
         session = self._sessions.hello(peer, user, hello.session, self._clock())
         if session is None:
-            refusal = Refuse(0, 0, Refusal.BUSY, "no room for another session", DRAIN_RETRY_MS)
+            refusal = Refuse(0, 0, Refusal.BUSY, "no room for another session", SESSION_RETRY_MS)
             self._post(peer, refusal)
             return
         session.lanes = tuple(self._numbers.get(lane, -1) for lane in hello.lanes)
@@ -355,7 +296,13 @@ class CloudCore:
         self._post(peer, Refuse(infer.request, infer.attempt, Refusal.UNKNOWN, why, 0))
 
     def _repeat(
-        self, peer: bytes, session: Session[Work], state: Work | Done, infer: Infer, target: _Lane, now: int
+        self,
+        peer: bytes,
+        session: Session[Work],
+        state: Work | Done,
+        infer: Infer,
+        target: ServedLane,
+        now: int,
     ) -> None:
         """Another attempt at a request that is here already: never a second execution."""
         target.metrics.ended(REPEATED)
@@ -375,29 +322,25 @@ class CloudCore:
 
     # Admission -----------------------------------------------------------------------------------
 
-    def _admit(self, peer: bytes, session: Session[Work], infer: Infer, target: _Lane, now: int) -> None:
+    def _admit(self, peer: bytes, session: Session[Work], infer: Infer, target: ServedLane, now: int) -> None:
         data = cast(memoryview, infer.payload)
         bad = self._malformed(infer, data, target)
         if bad:
             self._refuse(peer, infer, target, Refusal.BAD, bad)
             return
-        account = session.account
-        used = self._by_account.get(account, _NOTHING)
-        wait_s = self._wait(target.owner, used[1], infer.rows, now)
-        full = self._full(data.nbytes, used, wait_s, infer.deadline_ms)
-        if full:
-            retry_ms = DRAIN_RETRY_MS if self.draining else max(1, math.ceil(wait_s * 1000))
-            self._refuse(peer, infer, target, Refusal.BUSY, full, min(retry_ms, 60_000))
+        busy = self._room.refusal(target.owner, session.account, data.nbytes, infer, now)
+        if busy is not None:
+            self._refuse(peer, infer, target, Refusal.BUSY, *busy)
             return
         work = Work(  # a lane is told by identity: cheaper than to hash three strings
-            id(target), account, infer.rows, now, _deadline(infer, now),
+            id(target), session.account, infer.rows, now, _deadline(infer, now),
             session, infer.request, infer.attempt, peer, target, data, now,
         )  # fmt: skip
         session.seen[infer.request] = work
-        self._hold(work)
+        self._room.hold(work)
         target.owner.batcher.add(work)
 
-    def _malformed(self, infer: Infer, data: memoryview, target: _Lane) -> str:
+    def _malformed(self, infer: Infer, data: memoryview, target: ServedLane) -> str:
         if infer.rows > self._settings.max_rows:
             return f"{infer.rows} rows; this cloud takes {self._settings.max_rows} in a request"
         if data.nbytes < HEADER.size:
@@ -407,36 +350,6 @@ class CloudCore:
         except CodecError as error:
             return str(error)
         return f"payload of {data.nbytes} bytes; this level has at most {cap}" if data.nbytes > cap else ""
-
-    def _full(self, nbytes: int, used: list[int], wait_s: float, deadline_ms: int) -> str:
-        """Why there is no room; empty where there is."""
-        s = self._settings
-        if self.draining:
-            return "this cloud is shutting down"
-        if self._held >= s.queue_requests or self._held_bytes + nbytes > s.queue_bytes:
-            return f"the queue is full: {self._held} requests, {self._held_bytes} bytes"
-        if used[0] + nbytes > s.peer_queue_bytes or used[1] >= max(1, s.queue_requests // 2):
-            return f"this edge's share of the queue is used up: {used[1]} requests, {used[0]} bytes"
-        if deadline_ms and wait_s * 1000 > deadline_ms:
-            return f"it would wait {wait_s:.3f} s, {deadline_ms / 1000:.3f} s are left"
-        return ""
-
-    def _wait(self, owner: _Model, own: int, rows: int, now: int) -> float:
-        """Predicted seconds until a new request of an edge with `own` requests here would start.
-
-        Edges take turns, so that at most their number times the edge's own requests are ahead of it.
-        """
-        wait_s = 0.0
-        if owner.running is not None:
-            works = owner.running.works
-            expected = owner.service.predict(sum(work.rows for work in works))
-            wait_s = max(0.0, expected - (now - owner.running.started_ns) / 1e9)
-        if len(owner.batcher):
-            ahead = min(owner.batcher.rows, (owner.batcher.peers + 1) * (own + 1) * rows)
-            per_run, per_row = owner.service.line()
-            size = self._settings.max_batch_rows if owner.model.batchable else 1
-            wait_s += per_run * math.ceil(ahead / size) + per_row * ahead
-        return wait_s
 
     # Ends ----------------------------------------------------------------------------------------
 
@@ -466,7 +379,7 @@ class CloudCore:
         if frames is not None and not work.cancelled:
             self._send(work.to, frames)
 
-    def _expire(self, owner: _Model, now: int) -> None:
+    def _expire(self, owner: ServedModel, now: int) -> None:
         for work in owner.batcher.expire(now):
             waited = (now - work.arrived_ns) / 1e9
             self._forget(work)
@@ -485,40 +398,16 @@ class CloudCore:
     def _forget(self, work: Work) -> None:
         """It was not run, so its id may come again."""
         work.session.seen.pop(work.request, None)
-        self._release(work)
+        self._room.release(work)
 
     def _refuse(
-        self, peer: bytes, infer: Infer, target: _Lane, kind: Refusal, why: str, retry_ms: int = 0
+        self, peer: bytes, infer: Infer, target: ServedLane, kind: Refusal, why: str, retry_ms: int = 0
     ) -> None:
         target.metrics.ended(kind.value)
         self._post(peer, Refuse(infer.request, infer.attempt, kind, why[:200], retry_ms))
 
-    def _hold(self, work: Work) -> None:
-        used = self._by_account.setdefault(work.session.account, [0, 0])
-        used[0] += work.payload.nbytes
-        used[1] += 1
-        work.session.active += 1
-        self._held += 1
-        self._held_bytes += work.payload.nbytes
-
-    def _release(self, work: Work) -> None:
-        account = work.session.account
-        used = self._by_account[account]
-        used[0] -= work.payload.nbytes
-        used[1] -= 1
-        if not used[1]:
-            del self._by_account[account]
-        work.session.active -= 1
-        self._held -= 1
-        self._held_bytes -= work.payload.nbytes
-        work.payload = _EMPTY  # the frame's memory is free from here on
-
     def _post(self, peer: bytes, message: Message) -> None:
         self._send(peer, pack(message))
-
-
-_NOTHING = [0, 0]
-_EMPTY = memoryview(b"")
 
 
 def _deadline(infer: Infer, now: int) -> int | None:

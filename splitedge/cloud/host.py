@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from splitedge.cloud.core import Batch, CloudCore, Send
+from splitedge.cloud.core import CloudCore, Send
 from splitedge.cloud.executor import Result, Worker, execute
 from splitedge.cloud.metrics import CloudMetrics
 from splitedge.cloud.settings import ServerSettings
+from splitedge.cloud.work import Batch
 from splitedge.codec import DTYPES, Tensors
 from splitedge.errors import BundleError
 from splitedge.events import Refusal
