@@ -101,6 +101,7 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
         codecs=codecs,
         exits=tuple(_exit(pieces, answers, path, boundary) for path, boundary in exits),
         batchable=pieces.batchable,
+        independent=pieces.independent,
         notes=notes,
     )
 

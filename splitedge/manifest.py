@@ -154,6 +154,7 @@ class PlanEntry(_Entry):
     exits: list[ExitEntry] = Field(max_length=MOST_BOUNDARIES)
     local: LocalEntry | None
     batchable: bool
+    independent: bool
     options: list[OptionEntry] = Field(min_length=1, max_length=MOST_OPTIONS)
     policy: str
     edge_speed: float = Field(gt=0)

@@ -27,6 +27,8 @@ class Pieces:
         found: the graph's cut of each boundary but the first; empty for pieces made by hand.
         graph: what they were cut from; None for pieces made by hand.
         batchable: whether any number of rows may run.
+        independent: whether a row's answer is the same whatever rows stand beside it; False where that
+            could not be tried.
         notes: what a user should know.
     """
 
@@ -36,6 +38,7 @@ class Pieces:
     segments: dict[int, Segment]
     found: tuple[Cut, ...]
     batchable: bool
+    independent: bool
     notes: list[str]
     graph: Graph | None = None
 
@@ -52,7 +55,11 @@ def divide(graph: Graph, cuts: Sequence[Cut]) -> Pieces:
     programs = graph.segments(ordered)
     boundaries = [Boundary("", graph.input_structure.specs)]
     boundaries += [Boundary(cut.name, cut.specs) for cut in ordered]
-    notes = [] if graph.dynamic_batch else [f"one batch size only: {graph.fixed_batch_reason}"]
+    notes = []
+    if not graph.dynamic_batch:
+        notes.append(f"one batch size only: {graph.fixed_batch_reason}")
+    elif not graph.rows_independent:
+        notes.append("rows of a batch change each other's answers: requests are never run as one batch")
     return Pieces(
         graph.input_structure,
         graph.output_structure,
@@ -60,6 +67,7 @@ def divide(graph: Graph, cuts: Sequence[Cut]) -> Pieces:
         dict(enumerate(programs)),
         ordered,
         graph.dynamic_batch,
+        graph.rows_independent,
         notes,
         graph,
     )
@@ -85,6 +93,7 @@ class _Half:
     outputs: Structure
     segment: Segment
     batchable: bool
+    independent: bool
     note: str
 
 
@@ -113,6 +122,7 @@ def join(head: nn.Module, tail: nn.Module, example_inputs: Any, name: str) -> Pi
         {0: first.segment, 1: second.segment},
         (),
         first.batchable and second.batchable,
+        first.independent and second.independent,
         [half.note for half in (first, second) if half.note],
     )
 
@@ -124,7 +134,14 @@ def _half(module: nn.Module, example: Any, what: str) -> _Half:
         return _uncaptured(module, example, what, str(error))
     (program,) = graph.segments([])
     note = "" if graph.dynamic_batch else f"{what}: one batch size only: {graph.fixed_batch_reason}"
-    return _Half(graph.input_structure, graph.output_structure, program, graph.dynamic_batch, note)
+    return _Half(
+        graph.input_structure,
+        graph.output_structure,
+        program,
+        graph.dynamic_batch,
+        graph.rows_independent,
+        note,
+    )
 
 
 def _uncaptured(module: nn.Module, example: Any, what: str, why: str) -> _Half:
@@ -143,7 +160,7 @@ def _uncaptured(module: nn.Module, example: Any, what: str, why: str) -> _Half:
         raise PartitionError(f"the {what} does not run on {given}: {error}") from error
     outputs = Structure(out_tree, tuple(_spec(t, rows, what) for t in out))
     note = f"the {what} runs in this process only and can not be saved: {why}"
-    return _Half(inputs, outputs, ByHand(module, inputs), True, note)
+    return _Half(inputs, outputs, ByHand(module, inputs), True, False, note)
 
 
 def _spec(tensor: torch.Tensor, rows: int, what: str) -> TensorSpec:

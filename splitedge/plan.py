@@ -62,6 +62,7 @@ class Plan:
         exits: by number.
         local: the local model.
         batchable: whether the programs take batches of any size.
+        independent: whether a row's answer is the same whatever rows stand beside it.
         options: the option table.
         policy: name the engine's policy is made from.
         edge_speed, cloud_speed: how many times faster than the measuring machine the two sides compute.
@@ -79,6 +80,7 @@ class Plan:
     exits: tuple[ExitHead, ...] = ()
     local: Local | None = None
     batchable: bool = True
+    independent: bool = True
     options: tuple[Option, ...] = ()
     policy: str = "deadline"
     edge_speed: float = 1.0
@@ -127,7 +129,11 @@ class Plan:
     @property
     def mergeable(self) -> bool:
         """Whether rows of several requests may be one batch, its output taken apart again by rows."""
-        return self.batchable and all(spec.batch_dim is not None for spec in self.answers.specs)
+        return (
+            self.batchable
+            and self.independent
+            and all(spec.batch_dim is not None for spec in self.answers.specs)
+        )
 
 
 def twin(codec: Codec) -> Codec:

@@ -214,3 +214,28 @@ def test_a_model_output_keeps_its_type():
         early = deployment(ids, route="exit").output
         assert type(early) is type(output)
         assert early.logits.shape == (3, 2)
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of the batch: a row's answer depends on its neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last((y - y.mean(0, keepdim=True)).relu())
+
+
+def test_requests_are_not_batched_together_where_rows_change_each_others_answers(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    with splitedge.deploy(Centred(), x, codec="raw", cut="first") as deployment:
+        assert any("never run as one batch" in note for note in deployment.notes)
+        deployment.save(tmp_path / "b")
+        assert not deployment.cloud_half.batchable
+    with splitedge.load(tmp_path / "b") as loaded:
+        assert not loaded.cloud_half.batchable
+    with splitedge.deploy(Pair(), x, codec="raw", cut="body") as deployment:
+        assert deployment.cloud_half.batchable
