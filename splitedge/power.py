@@ -73,12 +73,19 @@ _SIGCOMM = (
 )
 _PHONE = (
     "assumed: {compute} W of compute above idle and 1.0 W idle (a phone's big cores), "
-    "a tail of {tail_w} W for {tail_s} s after a transfer (not in that data; set your own device's)"
+    "a tail of {tail_w} W after a transfer"
 )
 
 
-def _phone(name: str, up_mw: float, down_mw: float, tail_w: float, tail_s: float, fit: str) -> PowerModel:
+_TAIL = (
+    "measured: a radio left alone sleeps after {tail_s} s (RTT over idle interval, same data, {where}: the "
+    "first round trip then takes over 1 s). "
+)
+
+
+def _phone(name: str, up_mw: float, down_mw: float, tail: tuple[float, float, str], fit: str) -> PowerModel:
     """A phone whose radio costs `up_mw` and `down_mw` milliwatts a Mbit/s: 1 mW/(Mbit/s) is 1 nJ/bit."""
+    tail_w, tail_s, where = tail
     return PowerModel(
         name=name,
         compute_w=2.5,
@@ -87,17 +94,23 @@ def _phone(name: str, up_mw: float, down_mw: float, tail_w: float, tail_s: float
         j_per_bit_down=down_mw * 1e-9,
         tail_w=tail_w,
         tail_s=tail_s,
-        source=_SIGCOMM.format(fit=fit) + _PHONE.format(compute=2.5, tail_w=tail_w, tail_s=tail_s),
+        source=_SIGCOMM.format(fit=fit)
+        + _TAIL.format(tail_s=tail_s, where=where)
+        + _PHONE.format(compute=2.5, tail_w=tail_w),
     )
 
+
+_LTE_TAIL = (0.6, 10.1, "Verizon 4G")
+_LOW_TAIL = (0.6, 10.2, "Verizon 5G NSA low band")
+_MMWAVE_TAIL = (1.0, 10.2, "low band; assumed to hold for mmWave")
 
 PROFILES: dict[str, PowerModel] = {
     model.name: model
     for model in (
         PowerModel(),
-        _phone("phone-lte", 76.68, 11.54, 0.6, 1.0, "up r=0.74, 663 rows; down r=0.64, 1,071 rows"),
-        _phone("phone-5g-low", 32.17, 11.54, 0.6, 1.0, "up r=0.74, 255 rows; down r=0.69, 408 rows"),
-        _phone("phone-5g-mmwave", 8.88, 1.73, 1.0, 1.0, "up r=0.92, 1,020 rows; down r=0.94, 1,632 rows"),
+        _phone("phone-lte", 76.68, 11.54, _LTE_TAIL, "up r=0.74, 663 rows; down r=0.64, 1,071 rows"),
+        _phone("phone-5g-low", 32.17, 11.54, _LOW_TAIL, "up r=0.74, 255 rows; down r=0.69, 408 rows"),
+        _phone("phone-5g-mmwave", 8.88, 1.73, _MMWAVE_TAIL, "up r=0.92, 1,020 rows; down r=0.94, 1,632 rows"),
         PowerModel(
             name="jetson-orin-nano",
             compute_w=9.1,
@@ -105,7 +118,7 @@ PROFILES: dict[str, PowerModel] = {
             j_per_bit_up=76.68e-9,
             j_per_bit_down=11.54e-9,
             tail_w=0.6,
-            tail_s=1.0,
+            tail_s=10.1,
             source=(
                 "measured: 14.1 W while YOLOv8n runs in TensorRT FP16 at MAXN_SUPER (tegrastats, "
                 "hokwangchoi/jetson-orin-nano-benchmarks, 2026-04-14). assumed: 5.0 W of it is idle, which "
