@@ -328,6 +328,8 @@ def test_ready_differs_from_live():
             assert (await get(client, "/v2/models/double/ready"))["ready"] is True
             await runtime.drain(1.0)
             assert (await get(client, "/v2/health/ready", 503))["error"] == "shutting down"
+            answer, _ = await infer(client, {"inputs": [INPUT]}, status=503)
+            assert "shutting down" in answer["error"]
             assert (await get(client, "/v2/health/live"))["live"] is True
 
     asyncio.run(main())

@@ -147,6 +147,8 @@ class EdgeApi:
 
     async def _infer(self, request: web.Request) -> web.Response:
         self._check_name(request)
+        if self._runtime.draining:
+            raise oip.RequestInvalid("Rejected: the edge is shutting down", 503)
         body = await request.read()
         asked = oip.read_request(body, request.headers.get(oip.HEADER_LENGTH), self._inputs)
         inputs = self._runtime.model.assemble(asked.tensors)
