@@ -19,8 +19,16 @@ from splitedge.parts import CloudModel
 log = logging.getLogger(__name__)
 
 PEER = b"loopback"
-#: Tails never run on the event loop: one that turns slow would stop the edge's own timers.
-APART = ServerSettings(inline_below_s=0.0)
+#: Tails never run on the event loop: one that turns slow would stop the edge's own timers. The only edge
+#: is this process, so the caps that keep edges from each other are wide.
+APART = ServerSettings(
+    inline_below_s=0.0,
+    max_rows=65535,
+    max_batch_rows=65535,
+    max_message_bytes=1 << 30,
+    queue_bytes=1 << 32,
+    peer_queue_bytes=1 << 32,
+)
 
 
 class Loopback:

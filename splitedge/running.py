@@ -76,7 +76,7 @@ class Running:
         engine = Engine(plan.options, policy, settings=around.settings, power=power_profile(around.power))
         store = None if around.records is None else RecordStore(around.records)
         runtime = EdgeRuntime(
-            plan.edge(name), engine, self.link, settings=EdgeSettings(cloud=around.cloud), records=store
+            plan.edge(name), engine, self.link, settings=_limits(around.cloud), records=store
         )
         runtime.listeners.append(on_record)
         self.threaded = ThreadedRuntime(runtime)
@@ -105,6 +105,13 @@ class Running:
         if isinstance(self.link, Loopback):
             self.threaded.submit(_shut(self.threaded.runtime, self.link)).result()
         self.threaded.close()
+
+
+def _limits(cloud: str | None) -> EdgeSettings:
+    """Within a process there is nobody to be protected from, so messages may be large."""
+    if cloud is None:
+        return EdgeSettings(max_message=1 << 30, max_unanswered=1 << 32)
+    return EdgeSettings(cloud=cloud)
 
 
 def _server(endpoint: str, keys: Path | None) -> ZmqLink:

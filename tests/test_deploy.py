@@ -85,7 +85,7 @@ def slow(deployment, monkeypatch, seconds):
     monkeypatch.setattr(CloudSegments, "tail", tired)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("rows", [1, 3, 300])
 @pytest.mark.parametrize("route", ["local", "split", "cloud"])
 def test_every_route_to_the_whole_model_gives_what_the_model_gives(raw, model, x, route, rows):
     result = raw(x[:rows], route=route)
