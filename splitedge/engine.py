@@ -404,8 +404,11 @@ class Engine(RemoteSide):
         for request in self._sender.waiting:
             if request not in self._requests:
                 raise SplitedgeError(f"request {request} has ended and waits for the link")
-        if not self._requests and self._unguarded_s > 1e-6:
-            raise SplitedgeError(f"nothing is in flight and {self._unguarded_s} s are reserved")
+        if self._pending.keys() - self._requests.keys():
+            raise SplitedgeError("device time is reserved for a request that has ended")
+        reserved = sum(r.guarded_s for r in self._requests.values())
+        if abs(self._pending_s - reserved) > 1e-6:
+            raise SplitedgeError(f"{self._pending_s} s are reserved for fall-backs that need {reserved} s")
 
     def _validate_request(self, r: Request) -> None:
         busy = r.queued is not None or r.running is not None

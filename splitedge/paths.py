@@ -74,6 +74,11 @@ class Paths:
         """Whether something on the device has answered or may still answer."""
         return bool(r.in_hand) or any(self.final[i] not in r.passed for i in self.fallbacks)
 
+    def least_s(self, r: Request) -> float:
+        """The 95th percentile of the seconds of the cheapest option that needs no cloud."""
+        costs = [self.cost_s(r, self.final[i], quantile=True) for i in self.fallbacks]
+        return min(costs, default=0.0)
+
     def best_fallback(self, r: Request, left_s: float) -> int:
         """The most accurate option that answers without the cloud in `left_s` seconds, what is in hand
         included; the fastest where none fits; -1 where the device can not answer.

@@ -48,7 +48,8 @@ class Settling:
         self._requests: dict[int, Request] = {}
         self._timers = Timers(self._requests)
         self._ghosts: dict[int, int] = {}
-        self._unguarded_s = 0.0
+        self._pending: dict[int, Request] = {}  # those that may need the device for a fall-back
+        self._pending_s = 0.0
         self._radio_at = -math.inf
         self._now = -math.inf
         self._actions: list[Action] = []
@@ -60,7 +61,20 @@ class Settling:
         return not r.remote_over and r.encoded != NONE and r.encoded == r.target and now < r.answer_by
 
     def _best_fallback(self, now: float, r: Request) -> int:
-        return self._paths.best_fallback(r, r.answer_by - now - self._compute.residual_s(now))
+        """The most accurate option the device can answer by in time, and leave others the time for theirs."""
+        free = now + self._compute.residual_s(now)
+        own = r.answer_by - free
+        left = own
+        demand = 0.0
+        if len(self._pending) > 1 or (self._pending and r.id not in self._pending):
+            waiting = [o for o in self._pending.values() if o is not r and o.running != o.fallback]
+            waiting.sort(key=_answer_by)
+            for other in waiting:
+                demand += other.guarded_s
+                if other.fallback is not None and other.answer_by <= r.answer_by:
+                    own -= other.guarded_s  # it is computed first
+                left = min(left, other.answer_by - free - demand)
+        return self._paths.best_fallback(r, min(own, left))
 
     def _guard_from(self, now: float, r: Request) -> None:
         """Set the second at which the fall-back must begin so that it ends in time."""
@@ -71,21 +85,27 @@ class Settling:
         # Requests that wait for the same cloud would all need the device at once: leave room for
         # theirs too, but never give up more than half of the time left for that.
         latest = r.answer_by - own - self._compute.residual_s(now)
-        early = latest - self._unguarded_s
+        early = latest - self._pending_s
         if len(self._requests) > 1:
             early -= self._paths.longest_s  # a stage that has begun is not interrupted
         r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
-        r.guarded_s = own
-        self._unguarded_s += own
+        self._reserve(r, self._paths.least_s(r))
+
+    def _reserve(self, r: Request, seconds: float) -> None:
+        """Count on the device to compute `seconds` for the request's fall-back."""
+        self._pending_s += seconds - r.guarded_s
+        r.guarded_s = seconds
+        self._pending[r.id] = r
 
     def _unguard(self, r: Request) -> None:
         r.guard_at = math.inf
-        self._unguarded_s = max(0.0, self._unguarded_s - r.guarded_s)
-        r.guarded_s = 0.0
+        if self._pending.pop(r.id, None) is not None:
+            self._pending_s = self._pending_s - r.guarded_s if self._pending else 0.0
+            r.guarded_s = 0.0
 
     def _guard(self, now: float, r: Request) -> None:
         """The last moment to begin a fall-back has come."""
-        self._unguard(r)
+        r.guard_at = math.inf
         running_exit = r.running is not None and r.running.kind is not StageKind.ENCODE
         if r.in_hand or r.fallback is not None or running_exit:
             return
@@ -96,19 +116,20 @@ class Settling:
     def _run_fallback(self, r: Request, option: int) -> None:
         r.fallback = self._paths.final[option]
         if r.running != r.fallback:
+            self._reserve(r, self._paths.cost_s(r, r.fallback, quantile=True))
             self._compute.put(r, r.fallback, self._paths.cost_s(r, r.fallback, quantile=False), urgent=True)
 
     def _fall_back(self, now: float, r: Request, note: str, error: type[RequestError]) -> None:
         """The target is out of reach: answer without the cloud, or end in `error`."""
         r.remote_over = True
         r.flying = False
-        r.retry_at = r.overdue_at = math.inf
+        r.retry_at = r.overdue_at = r.guard_at = math.inf
         r.trouble_type = error
         r.note = note
         self._sender.waiting.pop(r.id, None)
-        self._unguard(r)
         if r.fallback is not None:
             return  # it runs already, and answers when done
+        self._unguard(r)
         self._compute.drop(r)
         best = self._best_fallback(now, r)
         if best == NONE:
@@ -183,3 +204,7 @@ class Settling:
             self.policy.learn(last.record)
         except Exception:  # a plug-in's bug must not lose the actions of this step
             _log.exception("policy '%s' failed to learn from a record", self.policy.name)
+
+
+def _answer_by(r: Request) -> float:
+    return r.answer_by
