@@ -293,13 +293,13 @@ class _Reader:
     def _fresh(self, name: Any) -> str:
         """`name`, checked to be a new identifier that the generated code may use as it stands."""
         valid = isinstance(name, str) and _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name)
-        if not valid or name in self.nodes:
+        if not valid or name in self.nodes or name == "self":
             raise BundleError(f"node name {name!r:.80} is not a name, is reserved, or is used twice")
         return str(name)
 
     def _define(self, name: str, node: fx.Node) -> None:
-        if name in self.nodes:
-            raise BundleError(f"node name '{name}' is used twice")
+        if node.name != name:  # fx renames what would hide a name that the generated code uses
+            raise BundleError(f"node name '{name}' is reserved")
         self.nodes[name] = node
 
     def _reference(self, name: Any) -> fx.Node:

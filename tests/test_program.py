@@ -146,7 +146,8 @@ def edit(path: list[Any], value: Any) -> dict[str, Any]:
         (["nodes"], {}),
         (["nodes", 0, "name"], "x = __import__('os')"),
         (["nodes", 0, "name"], "import"),
-        (["nodes", 0, "name"], "forward"),
+        (["nodes", 0, "name"], "self"),
+        (["weights", 0, "name"], "forward"),
         (["nodes", 1, "name"], "conv2d"),
         (["nodes", 0, "args", 0], {"node": "later"}),
         (["nodes", 0, "args", 0], {"node": "add", "x": 1}),
@@ -175,6 +176,14 @@ def edit(path: list[Any], value: Any) -> dict[str, Any]:
 def test_a_changed_field_is_refused(path: list[Any], value: Any) -> None:
     with pytest.raises(BundleError):
         loaded(edit(path, value))
+
+
+@pytest.mark.parametrize("name", ["self", "torch", "inf", "None", "print"])
+def test_a_name_that_the_generated_code_uses_is_reserved(name: str) -> None:
+    graph, weights = program().to_bytes()
+    renamed = graph.replace(f'"{program().input_names[0]}"'.encode(), f'"{name}"'.encode())
+    with pytest.raises(BundleError, match="reserved"):
+        Program.from_bytes(renamed, weights)
 
 
 json_values = st.recursive(
