@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from splitedge.codec import MAX_ROWS, Tensors
 from splitedge.costs import framed_up, split_rows
-from splitedge.errors import ConfigError
+from splitedge.errors import ConfigError, RecordError
 from splitedge.plan import Plan
 from splitedge.policy import Option, Route
 from splitedge.rows import LabelledRows
@@ -59,10 +60,21 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path | str) -> Evaluation:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as data:
-            names = tuple(str(name) for name in data["options"])
-            return cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"])
+        """Read what `save` wrote.
+
+        Raises:
+            RecordError: the file is missing, damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                names = tuple(str(name) for name in data["options"])
+                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"])
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
+        shape = (len(names), len(found.labels))
+        if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
+            raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
+        return found
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.options)

@@ -8,7 +8,7 @@ from torch import nn
 
 import splitedge
 from splitedge import Evaluation, Route
-from splitedge.errors import ConfigError
+from splitedge.errors import ConfigError, RecordError
 
 
 class Net(nn.Module):
@@ -116,6 +116,27 @@ def test_a_table_of_every_row_can_be_exported(fitted, data, tmp_path):
     assert np.array_equal(again.confidence, found.confidence)
     assert np.array_equal(again.labels, y[:70].numpy())
     assert "70 rows" in str(found)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 nothing", b"x" * 500])
+def test_a_file_that_is_no_table_is_refused(tmp_path, data):
+    (tmp_path / "e.npz").write_bytes(data)
+    with pytest.raises(RecordError):
+        Evaluation.load(tmp_path / "e.npz")
+    with pytest.raises(RecordError):
+        Evaluation.load(tmp_path / "none.npz")
+
+
+def test_a_loaded_bundle_can_be_fitted_again(fitted, data, tmp_path):
+    deployment, _, _ = fitted
+    deployment.save(tmp_path / "b")
+    train, val = data
+    with splitedge.load(tmp_path / "b") as loaded:
+        digest = loaded.digest
+        report = loaded.fit(train, val, epochs=1, seed=9, progress=False)
+        assert {s.name for s in report.sureness} == {"exit:0", "exit:1", "local", "whole"}
+        assert loaded.digest != digest
+        assert loaded(val[0][:2], route="split").output.shape == (2, 10)
 
 
 def test_a_table_says_what_requests_then_do(fitted, data):

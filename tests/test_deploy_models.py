@@ -239,3 +239,24 @@ def test_requests_are_not_batched_together_where_rows_change_each_others_answers
         assert not loaded.cloud_half.batchable
     with splitedge.deploy(Pair(), x, codec="raw", cut="body") as deployment:
         assert deployment.cloud_half.batchable
+
+
+class Fixed(nn.Module):
+    """Works for batches of four only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu().reshape(4, 8))
+
+
+def test_a_model_of_one_batch_size_works_for_that_one_and_says_so():
+    torch.manual_seed(0)
+    model, x = Fixed(), torch.randn(4, 6)
+    with splitedge.deploy(model, x, codec="raw", cut="first") as deployment:
+        assert any("one batch size only" in note for note in deployment.notes)
+        close(deployment(x, route="split").output, run(model, x))
+        with pytest.raises(CodecError):
+            deployment(x[:1])
