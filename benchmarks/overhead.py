@@ -22,10 +22,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from _overhead_servers import SIZES
 from common import Report, arguments, console, quantile, readable, show_machine
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from splitedge.edge.runtime import EdgeRuntime
 
 IN_FLIGHT = 32
 NAMES = {"splitedge": "splitedge", "pyzmq": "raw pyzmq", "grpc": "grpc.aio", "litserve": "LitServe"}
@@ -44,11 +50,20 @@ class Samples:
     together: list[float] = field(default_factory=list)  # requests/s at IN_FLIGHT
 
 
+@dataclass
+class Trouble:
+    """Requests of splitedge that did not go through at the first sending."""
+
+    requests: int = 0
+    resent: int = 0
+    unanswered: int = 0
+
+
 # Clients: an `Ask` for each size ----------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
-async def splitedge_client(port: int, keys: Path) -> AsyncIterator[dict[str, Ask]]:
+async def splitedge_client(port: int, keys: Path, trouble: Trouble) -> AsyncIterator[dict[str, Ask]]:
     """The real edge runtime with the real engine, one for each size of model."""
     import torch
     from _overhead_model import IdentityHead
@@ -72,14 +87,22 @@ async def splitedge_client(port: int, keys: Path) -> AsyncIterator[dict[str, Ask
             await runtime.start()
             stack.push_async_callback(runtime.close)
             await runtime.connected(10.0)
-            asks[size] = _infer(runtime, torch.rand(1, nbytes // 4))
+            asks[size] = _infer(runtime, torch.rand(1, nbytes // 4), trouble)
         yield asks
 
 
-def _infer(runtime: object, tensor: object) -> Ask:
+def _infer(runtime: EdgeRuntime, tensor: torch.Tensor, trouble: Trouble) -> Ask:
+    from splitedge.errors import RequestError
+
     async def ask() -> None:
-        result = await runtime.infer(tensor, deadline_s=5.0)  # type: ignore[attr-defined]
-        if result.degraded or result.output.shape != tensor.shape:  # type: ignore[attr-defined]
+        trouble.requests += 1
+        try:
+            result = await runtime.infer(tensor, deadline_s=5.0)
+        except RequestError:
+            trouble.unanswered += 1
+            return
+        trouble.resent += result.record.attempts > 1
+        if result.degraded or result.output.shape != tensor.shape:
             raise RuntimeError(f"not the cloud's answer: {result}")
 
     return ask
@@ -275,7 +298,9 @@ async def measure(
     return samples
 
 
-async def run(rounds: int, seconds: float, missing: dict[str, str]) -> dict[tuple[str, str], Samples]:
+async def run(
+    rounds: int, seconds: float, missing: dict[str, str], trouble: Trouble
+) -> dict[tuple[str, str], Samples]:
     """Start servers and clients, measure, stop them."""
     makers = {"pyzmq": pyzmq_client, "grpc": grpc_client, "litserve": litserve_client}
     with contextlib.ExitStack() as servers, tempfile.TemporaryDirectory() as folder:
@@ -287,7 +312,7 @@ async def run(rounds: int, seconds: float, missing: dict[str, str]) -> dict[tupl
         async with contextlib.AsyncExitStack() as stack:
             clients = {
                 name: await stack.enter_async_context(
-                    splitedge_client(port, edge_keys) if name == "splitedge" else makers[name](port)
+                    splitedge_client(port, edge_keys, trouble) if name == "splitedge" else makers[name](port)
                 )
                 for name, port in ports.items()
             }
@@ -351,7 +376,8 @@ def main() -> None:
         if importlib.util.find_spec(module) is None
     }
     show_machine("overhead of one request")
-    samples = asyncio.run(run(rounds, seconds, missing))
+    trouble = Trouble()
+    samples = asyncio.run(run(rounds, seconds, missing, trouble))
     report = Report("overhead", notes=list(missing.values()))
     report.notes.append(
         f"{rounds} rounds of {seconds:g} s each for every payload, peer and load. splitedge: CURVE, CRC, "
@@ -359,6 +385,10 @@ def main() -> None:
     )
     show(samples)
     fill(report, samples)
+    report.add(
+        "splitedge: requests without an answer", trouble.unanswered / trouble.requests, "share", at_most=0.0
+    )
+    report.add("splitedge: requests sent more than once", trouble.resent / trouble.requests, "share")
     report.finish(args.json)
     if any(f.value is not None and not math.isfinite(f.value) for f in report.figures):
         raise SystemExit("a figure is not finite")
