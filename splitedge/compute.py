@@ -64,28 +64,33 @@ class ComputeQueue:
         del self._running[request]
         return True
 
-    def next(self, now: float) -> Run | None:
-        """What the device shall compute now, if a slot is free and a stage waits."""
+    def take(self) -> Request | None:
+        """The request whose stage shall begin now, if a slot is free and a stage waits. It leaves the queue:
+        `start` it, or `put` another stage of it.
+        """
         kept: list[tuple[int, float, int, Request]] = []
-        run: Run | None = None
-        while self._heap and run is None and len(self._running) < self._slots:
+        found: Request | None = None
+        while self._heap and found is None and len(self._running) < self._slots:
             entry = heappop(self._heap)
             request = entry[3]
-            stage = request.queued
-            if stage is None or request.order != entry[2]:
+            if request.queued is None or request.order != entry[2]:
                 continue  # dropped, or replaced by a later entry
             if request.id in self._running:
                 kept.append(entry)  # one stage of a request at a time
                 continue
-            run = self._start(now, request, stage)
+            found = request
         for entry in kept:
             heappush(self._heap, entry)
+        return found
+
+    def start(self, now: float, request: Request) -> Run:
+        """Begin the stage of a request that `take` gave."""
+        stage = request.queued
+        if stage is None:
+            raise SplitedgeError(f"request {request.id} has no stage to begin")
+        self._waiting_s -= request.queued_s
         if not self._heap:
             self._waiting_s = 0.0  # sheds the rounding of a long run of sums
-        return run
-
-    def _start(self, now: float, request: Request, stage: Stage) -> Run:
-        self._waiting_s -= request.queued_s
         request.queued = None
         request.running = stage
         self._running[request.id] = stage

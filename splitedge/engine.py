@@ -140,8 +140,10 @@ class Engine(RemoteSide):
         sender = self._sender
         if sender.wake_at <= now:
             sender.tick(now, actions)
-        while (run := self._compute.next(now)) is not None:
-            actions.append(run)
+        compute = self._compute
+        while (r := compute.take()) is not None:
+            if r.fallback is None or not self._cheaper(now, r):
+                actions.append(compute.start(now, r))
         self.wake_at = min(timers.first(), sender.wake_at)
         return actions
 

@@ -76,20 +76,36 @@ class Settling:
                 left = min(left, other.answer_by - free - demand)
         return self._paths.best_fallback(r, min(own, left))
 
+    def _cheaper(self, now: float, r: Request) -> bool:
+        """Whether the fall-back about to begin was put off for a cheaper one: since it was chosen, others
+        may have come whose deadlines it would now break.
+        """
+        stage = r.queued
+        if stage is None or stage != r.fallback:
+            return False
+        best = self._best_fallback(now, r)
+        if best == NONE or held(r, best) is not None or self._paths.final[best] == stage:
+            return False
+        if self._paths.cost_s(r, self._paths.final[best], quantile=True) >= r.guarded_s:
+            return False
+        self._run_fallback(r, best)
+        return True
+
     def _guard_from(self, now: float, r: Request) -> None:
         """Set the second at which the fall-back must begin so that it ends in time."""
         best = self._best_fallback(now, r)
         if best == NONE:
             return
+        least = self._paths.least_s(r)
+        self._reserve(r, least)
         own = self._paths.cost_s(r, self._paths.final[best], quantile=True)
         # Requests that wait for the same cloud would all need the device at once: leave room for
         # theirs too, but never give up more than half of the time left for that.
         latest = r.answer_by - own - self._compute.residual_s(now)
-        early = latest - self._pending_s
+        early = latest - (self._pending_s - least)
         if len(self._requests) > 1:
             early -= self._paths.longest_s  # a stage that has begun is not interrupted
         r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
-        self._reserve(r, self._paths.least_s(r))
 
     def _reserve(self, r: Request, seconds: float) -> None:
         """Count on the device to compute `seconds` for the request's fall-back."""
