@@ -13,6 +13,7 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,6 +203,11 @@ class AllowList:
         """What the owner of `key` is called here; empty when it is not trusted."""
         self._refresh()
         return self._keys.get(key, "")
+
+    def not_trusted(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Those of `keys` that may not connect; looks at the directory once."""
+        self._refresh()
+        return {key for key in keys if key not in self._keys}
 
     def _refresh(self) -> None:
         try:

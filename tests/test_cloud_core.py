@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from splitedge.cloud.core import CloudCore
@@ -501,7 +501,7 @@ def test_hostile_frames_are_counted_and_answered_with_the_reason():
     assert bench.core.metrics.malformed._value.get() == 3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32))
 def test_any_order_of_events_ends_each_request_once_and_leaves_nothing_behind(seed):
     """Random requests, repeats, cancels and time; the value of each row names its request and edge."""

@@ -130,7 +130,7 @@ def infer(request, attempt=1):
     return Infer(request, attempt, 0, 1, 0, RAW.encode((torch.tensor([[request]]),)).data)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_sigterm_ends_what_is_in_flight_and_exits_0(tmp_path, number):
     with running(tmp_path, sleep_s=0.3) as (cloud, edge):
         assert isinstance(ask(edge, Hello(b"session!", (LANE,))), Welcome)

@@ -97,6 +97,7 @@ def test_the_allow_list_follows_its_directory(tmp_path):
     assert key not in allow and len(allow) == 0
     path = keys.trust(tmp_path, key.decode(), "peer")
     assert key in allow and allow.name_of(key) == "peer"
+    assert allow.not_trusted([key, b"other"]) == {b"other"}
     (tmp_path / "trusted" / "damaged.key").write_text("nonsense")
     assert key in allow and len(allow) == 1
     path.unlink()
