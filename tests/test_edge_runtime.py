@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -358,6 +363,43 @@ def test_threads_share_one_runtime():
 def test_errors_cross_threads_with_their_type():
     with _threaded(EdgeDouble()) as runtime, pytest.raises(CodecError, match="float32"):
         runtime.infer(X.double())
+
+
+def test_a_forked_child_is_told_to_open_its_own():
+    with _threaded(EdgeDouble()) as runtime:
+        runtime.infer(X)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks with threads
+            child = os.fork()
+        if child == 0:
+            try:
+                runtime.infer(X)
+            except Rejected as error:
+                runtime.close()  # does nothing here, and above all does not wait for ever
+                os._exit(0 if "fork" in str(error) else 2)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert runtime.infer(X).route is Route.LOCAL
+
+
+def test_a_program_that_forgets_to_close_still_ends():
+    script = (
+        "import torch\n"
+        "from doubler import EdgeDouble\n"
+        "from test_edge_runtime import _threaded, X\n"
+        "runtime = _threaded(EdgeDouble())\n"
+        "print(runtime.infer(X).route)\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "local\n", "")
 
 
 def test_a_deployment_that_needs_a_cloud_says_so_when_it_has_none():

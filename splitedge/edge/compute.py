@@ -82,11 +82,6 @@ class StageRunner:
         self._thread = threading.Thread(target=self._work, name="splitedge-compute", daemon=True)
         self._thread.start()
 
-    @property
-    def busy(self) -> int:
-        """Stages on the thread or waiting for it."""
-        return self._busy
-
     def inline(self, stage: Stage, rows: int) -> bool:
         """Whether a stage would run on the caller's thread now."""
         return not self._busy and self._paces[stage].row_s() * rows < INLINE_S

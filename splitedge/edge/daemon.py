@@ -34,6 +34,7 @@ from splitedge.errors import (
     SplitedgeError,
 )
 from splitedge.http_guard import HttpLimits, HttpServer, guarded_app
+from splitedge.keys import is_loopback
 from splitedge.parts import EdgeModel
 from splitedge.power import BatteryMeter, SystemBattery
 from splitedge.records import RecordStore
@@ -245,6 +246,10 @@ async def run_edge(
     try:
         await runtime.start()
         await api.server.start()
+        if not is_loopback(f"tcp://{settings.http}"):
+            log.warning(
+                "HTTP on %s can be reached from other machines and asks nobody who they are", settings.http
+            )
         if ready is not None:
             ready(api.server.url.removeprefix("http://"))
         gc.collect()

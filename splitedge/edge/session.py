@@ -27,11 +27,6 @@ class Session:
         self.max_message = 0
 
     @property
-    def open(self) -> bool:
-        """Whether the cloud has welcomed us on the current connection."""
-        return bool(self._numbers) or (not self._lanes and bool(self.max_message))
-
-    @property
     def lanes(self) -> tuple[Lane, ...]:
         """The lanes asked for, each once."""
         return self._lanes
