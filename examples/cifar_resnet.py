@@ -2,8 +2,8 @@
 
     python examples/cifar_resnet.py --data ../shared/data --trace mahimahi/TMobile-UMTS-driving
 
-Deploys the two published networks (93.4% and 87.2% on the CIFAR-10 test set), fits one exit on a few
-thousand training images, and streams test images through five strategies over the recorded channel, with
+Deploys the two published networks (93.4% and 87.2% on the CIFAR-10 test set), fits one exit on
+1,500 training images, and streams test images through five strategies over the recorded channel, with
 a cloud server and edge daemons as real processes.
 """
 
@@ -62,7 +62,7 @@ def bundles(data: Path, work: Path, fit: int):
     """One bundle with everything, one that has neither exit nor local model: what others deploy today."""
     cloud, device = Cloud(data / "weights").eval(), Device(data / "weights").eval()
     train = images(data / "images/cifar10/cifar10_train_a.npz", 0, fit)
-    val = images(data / "images/cifar10/cifar10_train_a.npz", fit, fit // 2)
+    val = images(data / "images/cifar10/cifar10_train_a.npz", fit, fit // 3)
     full, bare = work / "full", work / "bare"
     cuts = ["net.layer2", "net.layer3"]
     with splitedge.deploy(cloud, train[0][:64], exits=["net.layer1"], local=device, cut=cuts) as deployment:
@@ -70,7 +70,6 @@ def bundles(data: Path, work: Path, fit: int):
         deployment.explain()
         deployment.save(full)
     with splitedge.deploy(cloud, train[0][:64], cut=cuts) as deployment:
-        deployment.fit(train, val)
         deployment.save(bare)
     return full, bare
 
@@ -86,7 +85,7 @@ def main():
     parser.add_argument("--rate", type=float, default=20.0, help="images a second")
     parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--start-s", type=float, default=0.0, help="where in the trace to begin")
-    parser.add_argument("--fit", type=int, default=4000, help="training images for the exit")
+    parser.add_argument("--fit", type=int, default=1500, help="training images for the exit")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
     args = parser.parse_args()
 
