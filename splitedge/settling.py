@@ -67,7 +67,11 @@ class Settling:
         left = own
         demand = 0.0
         if len(self._pending) > 1 or (self._pending and r.id not in self._pending):
-            waiting = [o for o in self._pending.values() if o is not r and o.running != o.fallback]
+            waiting = [
+                o
+                for o in self._pending.values()
+                if o is not r and (o.fallback is None or o.queued == o.fallback)
+            ]
             waiting.sort(key=_answer_by)
             for other in waiting:
                 demand += other.guarded_s
