@@ -158,8 +158,9 @@ def measured_again(plan: Plan, rows: LabelledRows) -> Plan:
     table = []
     for row in plan.table:
         boundary = plan.boundaries_by_name()[row.name]
-        top = len(plan.codecs[boundary].levels) - 1
-        table.append(replace(row, coded_bytes=float(costs.nbytes[boundary, top].mean())))
+        head_s, tail_s = float(np.median(costs.head(boundary))), float(np.median(costs.tail(boundary)))
+        coded = costs.nbytes[boundary, len(plan.codecs[boundary].levels) - 1]
+        table.append(replace(row, coded_bytes=float(coded.mean()), head_s=head_s, tail_s=tail_s))
     return replace(plan, options=options, table=tuple(table))
 
 
