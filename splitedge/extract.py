@@ -12,7 +12,8 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from splitedge.errors import PartitionError
-from splitedge.program import DEVICE, Program
+from splitedge.program import Program
+from splitedge.program_json import DEVICE
 from splitedge.values import Values
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from splitedge.capture import WAY_OUT, Captured, Dynamic, FixedBatch, capture_graph
+from splitedge.capture import Captured, Dynamic, FixedBatch, capture_graph
 from splitedge.codec import Tensors, TensorSpec
 from splitedge.cuts import Crossing, Cut, CutTable, NodeInfo
 from splitedge.errors import PartitionError
 from splitedge.extract import extract
+from splitedge.lower import WAY_OUT
 from splitedge.mincut import LatencyModel, Value, cheapest
 from splitedge.program import Program
 from splitedge.structure import Structure

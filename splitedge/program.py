@@ -5,45 +5,21 @@ Why not `torch.export.save`: in torch 2.13 its loader falls back to `torch.load(
 and gives strings of the file to `sympy.sympify` (`serialize.py:2412`), which evaluates them.
 
 Here a graph is a list of calls by name; names are looked up in an allow-list (`ops.py`), arguments are
-JSON values, weights are safetensors. Nothing read from a file is evaluated or unpickled.
+JSON values, weights are safetensors (`program_json.py`). Nothing read from a file is evaluated or unpickled.
 """
 
 from __future__ import annotations
 
-import json
-import keyword
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import fx, nn
 
-from splitedge.codec import DTYPE_NAMES, DTYPES, Tensors
+from splitedge.codec import Tensors
 from splitedge.errors import BundleError
-from splitedge.ops import name_of, resolve
-
-FORMAT = 1
-MAX_GRAPH_BYTES = 64 * 2**20
-MAX_NODES = 200_000
-MAX_DEPTH = 8
-MAX_RANK = 16
-DEVICE = "device_"
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-_TEXT = re.compile(r"[A-Za-z0-9_,. >-]{0,200}")  # einsum equations, rounding and padding modes
-_LAYOUTS = {"strided": torch.strided}
-_MEMORY_FORMATS = {
-    "contiguous_format": torch.contiguous_format,
-    "preserve_format": torch.preserve_format,
-    "channels_last": torch.channels_last,
-    "channels_last_3d": torch.channels_last_3d,
-}
+from splitedge.program_json import DEVICE, MAX_GRAPH_BYTES, read, write
 
 
 class Program(nn.Module):
@@ -51,8 +27,8 @@ class Program(nn.Module):
 
     The graph's placeholders are, in order: the parameters, the buffers, `device_` where the graph makes
     tensors of its own (it is the device of the first input, so that the program follows its inputs),
-    and the inputs. Weights are copies that belong to this program; parameters do not require gradients
-    until `requires_grad_()` is called. As with `nn.Module`, move a program with `.to(device)`.
+    and the inputs. Parameters do not require gradients until `requires_grad_()` is called. Move a program
+    with `.to(device)` like any module.
 
     Args:
         graph: calls of operators that `ops.resolve` allows, with the placeholders above.
@@ -136,25 +112,7 @@ class Program(nn.Module):
         Raises:
             BundleError: the graph holds something that can not be stored.
         """
-        weights = {**self._parameters, **self._buffers}
-        tensors = {n: t.detach().cpu().clone().contiguous() for n, t in weights.items() if t is not None}
-        document = {
-            "format": FORMAT,
-            "weights": [
-                {
-                    "name": name,
-                    "dtype": _dtype_name(tensor.dtype),
-                    "shape": list(tensor.shape),
-                    "parameter": name in self._parameters,
-                }
-                for name, tensor in tensors.items()
-            ],
-            "device": self._follows_device,
-            "inputs": list(self.input_names),
-            "nodes": [_node_to_json(n) for n in self.graph.nodes if n.op == "call_function"],
-            "outputs": _outputs(self.graph),
-        }
-        return json.dumps(document, separators=(",", ":"), allow_nan=False).encode(), save_tensors(tensors)
+        return write(self.graph, dict(self.named_parameters()), dict(self.named_buffers()))
 
     @classmethod
     def from_bytes(cls, graph: bytes, weights: bytes) -> Self:
@@ -163,194 +121,9 @@ class Program(nn.Module):
         Raises:
             BundleError: anything is not as `to_bytes` makes it.
         """
-        if len(graph) > MAX_GRAPH_BYTES:
-            raise BundleError(f"a graph has at most {MAX_GRAPH_BYTES} bytes, got {len(graph)}")
-        try:
-            document = json.loads(graph)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"the graph is not JSON: {error}") from error
-        return cls(*_Reader(document, weights).read())
+        return cls(*read(graph, weights))
 
 
 def _beside(path_stem: str | Path, suffix: str) -> Path:
     path = Path(path_stem)
     return path.with_name(path.name + suffix)  # with_suffix would cut "layer1.0" to "layer1"
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    name = DTYPE_NAMES.get(dtype)
-    if name is None:
-        raise BundleError(f"tensors of {dtype} can not be stored; known: {', '.join(DTYPES)}")
-    return name
-
-
-# Writing ------------------------------------------------------------------------------------------
-
-
-def _outputs(graph: fx.Graph) -> list[str]:
-    (result,) = graph.output_node().args
-    return [node.name for node in result if isinstance(node, fx.Node)]  # type: ignore[union-attr]
-
-
-def _node_to_json(node: fx.Node) -> dict[str, Any]:
-    return {
-        "name": node.name,
-        "op": name_of(node.target),
-        "args": [_argument_to_json(a, node) for a in node.args],
-        "kwargs": {k: _argument_to_json(v, node) for k, v in node.kwargs.items()},
-    }
-
-
-def _argument_to_json(value: Any, node: fx.Node) -> Any:
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(float(value))}
-    if isinstance(value, fx.Node):
-        return {"node": value.name}
-    if isinstance(value, torch.dtype):
-        return {"dtype": _dtype_name(value)}
-    if isinstance(value, list | tuple):
-        return [_argument_to_json(v, node) for v in value]
-    for key, table in (("layout", _LAYOUTS), ("memory_format", _MEMORY_FORMATS)):
-        for name, known in table.items():
-            if value is known:
-                return {key: name}
-    raise BundleError(
-        f"node '{node.name}' ({node.target}) has the argument {value!r}, which can not be stored"
-    )
-
-
-# Reading ------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Checks a graph document field by field and builds the fx graph from it."""
-
-    def __init__(self, document: Any, weights: bytes) -> None:
-        fields = {"format", "weights", "device", "inputs", "nodes", "outputs"}
-        if not isinstance(document, dict) or set(document) != fields:
-            raise BundleError(f"a graph has the fields {sorted(fields)}")
-        if document["format"] != FORMAT or type(document["format"]) is not int:
-            raise BundleError(f"graph format {document['format']!r:.40}; this version reads format {FORMAT}")
-        for name in ("weights", "inputs", "nodes", "outputs"):
-            if not isinstance(document[name], list) or len(document[name]) > MAX_NODES:
-                raise BundleError(f"'{name}' of a graph is a list of at most {MAX_NODES}")
-        if type(document["device"]) is not bool:
-            raise BundleError("'device' of a graph is true or false")
-        self.document = document
-        self.raw = weights
-        self.graph = fx.Graph()
-        self.nodes: dict[str, fx.Node] = {}
-
-    def read(self) -> tuple[fx.Graph, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        parameters, buffers = self._weights()
-        placeholders = [*parameters, *buffers]
-        placeholders += [DEVICE] if self.document["device"] else []
-        for name in [*placeholders, *self.document["inputs"]]:
-            self._define(name, self.graph.placeholder(self._fresh(name)))
-        if self.document["device"] and not self.document["inputs"]:
-            raise BundleError("a graph that makes tensors needs an input to take its device from")
-        for entry in self.document["nodes"]:
-            self._call(entry)
-        self.graph.output(tuple(self._reference(name) for name in self.document["outputs"]))
-        return self.graph, parameters, buffers
-
-    def _weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        try:
-            tensors = load_tensors(self.raw)
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise BundleError(f"the weights are not a safetensors file: {error}") from error
-        parameters: dict[str, torch.Tensor] = {}
-        buffers: dict[str, torch.Tensor] = {}
-        for entry in self.document["weights"]:
-            name, parameter, tensor = self._weight(entry, tensors)
-            if buffers and parameter:
-                raise BundleError(f"parameter '{name}' is listed after a buffer")
-            (parameters if parameter else buffers)[name] = tensor
-        if tensors:
-            raise BundleError(f"the weights hold '{min(tensors):.80}', which the graph does not name")
-        return parameters, buffers
-
-    def _weight(self, entry: Any, tensors: dict[str, torch.Tensor]) -> tuple[str, bool, torch.Tensor]:
-        if not isinstance(entry, dict) or set(entry) != {"name", "dtype", "shape", "parameter"}:
-            raise BundleError("a weight has the fields name, dtype, shape and parameter")
-        name, parameter = entry["name"], entry["parameter"]
-        if hasattr(nn.Module, self._fresh(name)) or name == "_run":  # it becomes an attribute of the module
-            raise BundleError(f"weight '{name}' has a name that a module reserves")
-        tensor = tensors.pop(name, None)
-        if tensor is None:
-            raise BundleError(f"weight '{name}' is missing from the weights file, or named twice")
-        declared = (entry["dtype"], entry["shape"])
-        if declared != (DTYPE_NAMES.get(tensor.dtype), list(tensor.shape)) or type(parameter) is not bool:
-            raise BundleError(
-                f"weight '{name}' is {tensor.dtype}{list(tensor.shape)}, declared {declared!r:.120}"
-            )
-        if parameter and not tensor.is_floating_point():
-            raise BundleError(f"parameter '{name}' is {tensor.dtype}; parameters are floating point")
-        return name, parameter, tensor
-
-    def _fresh(self, name: Any) -> str:
-        """`name`, checked to be a new identifier that the generated code may use as it stands."""
-        valid = isinstance(name, str) and _IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name)
-        if not valid or name in self.nodes or name == "self":
-            raise BundleError(f"node name {name!r:.80} is not a name, is reserved, or is used twice")
-        return str(name)
-
-    def _define(self, name: str, node: fx.Node) -> None:
-        if node.name != name:  # fx renames what would hide a name that the generated code uses
-            raise BundleError(f"node name '{name}' is reserved")
-        self.nodes[name] = node
-
-    def _reference(self, name: Any) -> fx.Node:
-        node = self.nodes.get(name) if isinstance(name, str) else None
-        if node is None:
-            raise BundleError(f"a node refers to {name!r:.80}, which is not defined before it")
-        return node
-
-    def _call(self, entry: Any) -> None:
-        if not isinstance(entry, dict) or set(entry) != {"name", "op", "args", "kwargs"}:
-            raise BundleError("a node has the fields name, op, args and kwargs")
-        name, op, args, kwargs = self._fresh(entry["name"]), entry["op"], entry["args"], entry["kwargs"]
-        if not isinstance(op, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise BundleError(f"node '{name}': op is a string, args a list, kwargs an object")
-        for key in kwargs:
-            if not _IDENTIFIER.fullmatch(key) or keyword.iskeyword(key):
-                raise BundleError(f"node '{name}' has the argument name {key!r:.80}")
-        target = resolve(op)
-        read_args = tuple(self._argument(a, name, 0) for a in args)
-        read_kwargs = {k: self._argument(v, name, 0) for k, v in kwargs.items()}
-        self._define(name, self.graph.create_node("call_function", target, read_args, read_kwargs, name))
-
-    def _argument(self, value: Any, name: str, depth: int) -> Any:
-        if value is None or type(value) in (bool, float):
-            return value
-        if type(value) is int and -(2**63) <= value < 2**63:
-            return value
-        if isinstance(value, str) and _TEXT.fullmatch(value):
-            return value
-        if isinstance(value, list) and depth < MAX_DEPTH:
-            return [self._argument(v, name, depth + 1) for v in value]
-        if isinstance(value, dict) and len(value) == 1:
-            return self._tagged(*next(iter(value.items())), name)
-        raise BundleError(f"node '{name}' has the argument {value!r:.80}, which is not allowed")
-
-    def _tagged(self, tag: str, value: Any, name: str) -> Any:
-        if tag == "node":
-            return self._reference(value)
-        tables: dict[str, Mapping[str, Any]] = {
-            "dtype": DTYPES,
-            "layout": _LAYOUTS,
-            "memory_format": _MEMORY_FORMATS,
-            "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan},
-        }
-        if tag not in tables or not isinstance(value, str) or value not in tables[tag]:
-            raise BundleError(
-                f"node '{name}' has the argument {tag!r:.40}: {value!r:.80}, which is not allowed"
-            )
-        return tables[tag][value]
-
-
-def copied(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Copies that share no memory with the originals."""
-    return {name: tensor.detach().clone() for name, tensor in weights}

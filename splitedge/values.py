@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from splitedge.capture import Captured, base_name, module_path, output_nodes
+from splitedge.capture import Captured
 from splitedge.codec import DTYPE_NAMES, TensorSpec
 from splitedge.flops import flops
+from splitedge.lower import base_name, module_path, output_nodes
 
 _PROBES = (1, 2, 3, 5, 8)
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitedge.capture import WAY_OUT, Captured, FixedBatch, evaluating, repeated
+from splitedge.capture import Captured, FixedBatch, evaluating, repeated
 from splitedge.codec import TensorSpec
 from splitedge.errors import PartitionError
+from splitedge.lower import WAY_OUT
 from splitedge.program import Program
 from splitedge.structure import Structure, as_call, describe, restore
 
@@ -72,7 +73,8 @@ def _unlike(tensor: torch.Tensor) -> torch.Tensor:
     for i, row in enumerate(tensor):
         part = row.flatten()[: -(-row.numel() // (i + 1))]
         single = row.numel() == 1 and row.is_floating_point()
-        rows.append(row / (i + 1) if single else part.repeat(i + 1)[: row.numel()].reshape(row.shape))
+        filled = part.repeat(i + 1)[: row.numel()].roll(i)
+        rows.append(row / (i + 1) if single else filled.reshape(row.shape))
     return torch.stack(rows)
 
 
