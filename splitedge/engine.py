@@ -138,13 +138,16 @@ class Engine(RemoteSide):
         if timers.next_at <= now:
             self._fire(now)
         sender = self._sender
-        if sender.wake_at <= now:
+        link_at = sender.wake_at
+        if link_at <= now:
             sender.tick(now, actions)
+            link_at = sender.wake_at
         compute = self._compute
         while (r := compute.take()) is not None:
             if r.fallback is None or not self._cheaper(now, r):
                 actions.append(compute.start(now, r))
-        self.wake_at = min(timers.first(), sender.wake_at)
+        first = timers.first()
+        self.wake_at = first if first < link_at else link_at
         return actions
 
     # Arrival and decision -------------------------------------------------------------------------

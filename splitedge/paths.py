@@ -76,8 +76,12 @@ class Paths:
 
     def least_s(self, r: Request) -> float:
         """The 95th percentile of the seconds of the cheapest option that needs no cloud."""
-        costs = [self.cost_s(r, self.final[i], quantile=True) for i in self.fallbacks]
-        return min(costs, default=0.0)
+        least = math.inf
+        for i in self.fallbacks:
+            seconds = self.cost_s(r, self.final[i], quantile=True)
+            if seconds < least:
+                least = seconds
+        return least if least < math.inf else 0.0
 
     def best_fallback(self, r: Request, left_s: float) -> int:
         """The most accurate option that answers without the cloud in `left_s` seconds, what is in hand

@@ -25,6 +25,7 @@ class Sender:
     __slots__ = (
         "_idle_pings",
         "_jitter",
+        "_missed_at",
         "_ping_at",
         "_pong_due",
         "_settings",
@@ -43,6 +44,7 @@ class Sender:
         self.why_down = "never connected"
         self.waiting: dict[int, Request] = {}
         self.last_life = -math.inf
+        self._missed_at = -math.inf
         self._ping_at = math.inf
         self._pong_due = math.inf
         self._idle_pings = 0
@@ -64,7 +66,9 @@ class Sender:
         """Second of the next ping or of the loss of one."""
         if not self.connected:
             return math.inf
-        return min(self._ping_at, self._pong_due, self.breaker.probe_at)
+        wake = self._ping_at if self._ping_at < self._pong_due else self._pong_due
+        probe_at = self.breaker.probe_at
+        return wake if wake < probe_at else probe_at
 
     def busy(self, now: float) -> None:
         """A request arrived: pings at their shortest interval again."""
@@ -100,8 +104,12 @@ class Sender:
         return self.breaker.success() and self.connected
 
     def missed(self, now: float, request: Request) -> None:
-        """No reply to the request in time. A failure of the link unless it showed life meanwhile."""
-        if self.last_life < request.sent_at:
+        """No reply to the request in time. A failure of the link unless it showed life meanwhile.
+
+        Requests that were under way at the same time saw the same silence: they count once.
+        """
+        if self.last_life < request.sent_at and request.sent_at >= self._missed_at:
+            self._missed_at = now
             self.breaker.failure(now)
 
     def connection(self, now: float, up: bool, reason: str) -> None:

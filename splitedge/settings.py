@@ -42,7 +42,7 @@ class EngineSettings(BaseModel):
     retry_max_s: float = Field(default=1.0, gt=0, le=600, allow_inf_nan=False)
     retry_jitter: float = Field(default=0.5, ge=0, le=1)
     overdue_factor: float = Field(default=4.0, ge=1, le=1000, allow_inf_nan=False)
-    overdue_min_s: float = Field(default=0.25, gt=0, le=600, allow_inf_nan=False)
+    overdue_min_s: float = Field(default=1.0, gt=0, le=600, allow_inf_nan=False)
     breaker_failures: int = Field(default=3, ge=1, le=1000)
     probe_base_s: float = Field(default=0.2, gt=0, le=600, allow_inf_nan=False)
     probe_max_s: float = Field(default=5.0, gt=0, le=3600, allow_inf_nan=False)

@@ -231,6 +231,19 @@ def test_while_the_circuit_is_open_a_request_without_local_option_waits_for_it()
     assert bench.at(0.45, Ponged(0.02)) == [Send(2, 1, 0, pytest.approx(4.7))]
 
 
+def test_requests_under_way_together_count_as_one_failure():
+    bench = Bench(CLOUD, options=(CLOUD,), breaker_failures=2, probe_base_s=60.0, probe_max_s=60.0)
+    for request in range(5):
+        bench.at(0.0, Arrived(request, deadline_s=0.1))
+        bench.encoded(0.003, request)
+    bench.until(0.2)
+    assert (bench.engine.in_flight, bench.engine.circuit) == (0, "closed")
+    bench.at(0.2, Arrived(9, deadline_s=0.1))
+    bench.encoded(0.21, 9)
+    bench.until(0.4)
+    assert bench.engine.circuit == "open"
+
+
 def test_a_late_reply_is_a_sign_of_life():
     bench = Bench(CLOUD, options=(EXIT1, CLOUD), breaker_failures=1)
     timeouts(bench, 1)
