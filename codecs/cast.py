@@ -7,11 +7,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
+
+from splitedge.codec import Codec, CodecState, Tensors, TensorSpec
 from splitedge.codecs.layout import Layout, Reader, bytes_of, read_bytes, write_bytes
 from splitedge.codecs.lossless import Zstd
 from splitedge.codecs.states import check_config, config_of
-
-from splitedge.codec import Codec, CodecState, Tensors, TensorSpec
 from splitedge.errors import CodecError
 
 

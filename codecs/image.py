@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-from splitedge.codecs import image_headers
-from splitedge.codecs.image_codec import ImageCodec, Range
 
 from splitedge.codec import TensorSpec
+from splitedge.codecs import image_headers
+from splitedge.codecs.image_codec import ImageCodec, Range
 from splitedge.errors import CodecError
 
 
@@ -32,7 +32,10 @@ class Png(ImageCodec):
         return _saved(image, "PNG", optimize=False, compress_level=6)
 
     _declared = staticmethod(image_headers.png)
-    _open = staticmethod(PngImagePlugin.PngImageFile)
+
+    @staticmethod
+    def _open(file: io.BytesIO) -> Image.Image:
+        return PngImagePlugin.PngImageFile(file)
 
 
 class _Lossy(ImageCodec):
@@ -78,7 +81,10 @@ class Webp(_Lossy):
         return _saved(image, "WEBP", quality=self._qualities[level], method=4)
 
     _declared = staticmethod(image_headers.webp)
-    _open = staticmethod(WebPImagePlugin.WebPImageFile)
+
+    @staticmethod
+    def _open(file: io.BytesIO) -> Image.Image:
+        return WebPImagePlugin.WebPImageFile(file)
 
 
 class Jpeg(_Lossy):
@@ -93,7 +99,10 @@ class Jpeg(_Lossy):
         return _saved(image, "JPEG", quality=self._qualities[level], optimize=True)
 
     _declared = staticmethod(image_headers.jpeg)
-    _open = staticmethod(JpegImagePlugin.JpegImageFile)
+
+    @staticmethod
+    def _open(file: io.BytesIO) -> Image.Image:
+        return JpegImagePlugin.JpegImageFile(file)
 
 
 def _saved(image: Image.Image, format_: str, **options: Any) -> bytes:

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from PIL import Image
+
+from splitedge.codec import DTYPES, Codec, CodecState, Domain, Tensors, TensorSpec
 from splitedge.codecs.affine import F32, U8, Affine, ranges_of
 from splitedge.codecs.image_headers import Declared
 from splitedge.codecs.layout import Reader
 from splitedge.codecs.states import check_config, config_of
-
-from splitedge.codec import DTYPES, Codec, CodecState, Domain, Tensors, TensorSpec
 from splitedge.errors import CodecError
 
 _OWN_RANGE, _PIXELS = 1, 2
@@ -181,7 +181,8 @@ class ImageCodec(Codec):
             return np.zeros(len(lo), bool)
         least, most = (end.astype(np.float64) for end in self._range)
         half = (most - least) / 255 / 2
-        return ((lo >= least - half) & (hi <= most + half)).all(axis=1)
+        fits: np.ndarray[Any, np.dtype[np.bool_]] = np.all((lo >= least - half) & (hi <= most + half), axis=1)
+        return fits
 
     def _row(self, pixels: U8, own: bytes, level: int, *, last: bool) -> list[bytes]:
         """One row of the body: an image file, or bare pixels where the file would not be smaller."""

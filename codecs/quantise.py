@@ -14,12 +14,12 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from splitedge.codec import Codec, CodecState, Tensors, TensorSpec
 from splitedge.codecs.affine import F32, U8, Affine, pack4, ranges_of, unpack4
 from splitedge.codecs.layout import Layout, Reader, read_bytes, write_bytes
 from splitedge.codecs.lossless import Zstd
 from splitedge.codecs.states import check_config, config_of
-
-from splitedge.codec import Codec, CodecState, Tensors, TensorSpec
 from splitedge.errors import CodecError
 
 Bools = npt.NDArray[np.bool_]
@@ -167,7 +167,7 @@ class Int8(Codec):
         if table is None:
             own = np.ones(len(values), bool)
         else:
-            own = ((lo < table.least) | (hi > table.most)).any(axis=1)
+            own = np.any((lo < table.least) | (hi > table.most), axis=1)
             parts.append(np.packbits(own, bitorder="little").tobytes())
         if own.any():
             if layout.ranges == 1:

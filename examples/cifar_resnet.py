@@ -20,12 +20,12 @@ import torch
 from models import load_resnet8, load_resnet_cifar, normalise
 from rich.console import Console
 from rich.table import Table
-from splitedge.sim.compare import Strategy, Stream, compare
-from splitedge.sim.formats import read_trace
-from splitedge.sim.link import Channel
 
 import splitedge
 from splitedge.keys import new_keys, trust
+from splitedge.sim.compare import Strategy, Stream, compare
+from splitedge.sim.formats import read_trace
+from splitedge.sim.link import Channel
 
 DATA = Path(os.environ.get("SPLITEDGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from splitedge.policies.latency import fraction, known_accuracy, within_reach
-
 from splitedge.errors import PolicyError
+from splitedge.policies.latency import fraction, known_accuracy, within_reach
 from splitedge.policy import Decision, Observation, Policy, Route, latency_mean, where
 
 _START, _SURE, _UNSURE = 0, 1, 2

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Self
 
-from splitedge.policies.latency import fraction, known_accuracy, within_reach
-
 from splitedge.errors import PolicyError
+from splitedge.policies.latency import fraction, known_accuracy, within_reach
 from splitedge.policy import Decision, Observation, Policy, joules, latency_q95, where
 
 _FITS, _NONE_FITS = 0, 1

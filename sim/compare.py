@@ -17,12 +17,12 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
-from splitedge.sim.link import Channel
-from splitedge.sim.pacer import Pacer
-from splitedge.sim.processes import Process, free_port, verb
 
 from splitedge.errors import SplitedgeError
 from splitedge.records import read_records
+from splitedge.sim.link import Channel
+from splitedge.sim.pacer import Pacer
+from splitedge.sim.processes import Process, free_port, verb
 
 CLIENT_PATIENCE_S = 60.0
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}

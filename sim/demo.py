@@ -19,13 +19,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+import splitedge
+from splitedge.keys import new_keys, trust
 from splitedge.sim.compare import Row, Strategy, Stream, compare
 from splitedge.sim.demo_model import Digits, digits, train
 from splitedge.sim.link import Channel
 from splitedge.sim.synth import LteLike, lte_like
-
-import splitedge
-from splitedge.keys import new_keys, trust
 
 RATE_HZ = 25.0
 DEADLINE_S = 0.15

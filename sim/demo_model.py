@@ -81,11 +81,11 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, total_steps=steps)
     done = 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(y)).split(64):
+        for rows in torch.split(torch.randperm(len(y)), 64):
             shift = torch.randint(-9, 10, (2,)).tolist()
             loss = nn.functional.cross_entropy(model(x[rows].roll(shift, (2, 3))), y[rows])
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
             schedule.step()
             done += 1

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from splitedge.sim.curves import PACKET_BITS, Capacity, Floats, Opportunities, Rates, Series
-from splitedge.sim.traces import BIN_S, Trace
 
 from splitedge.errors import TraceError
+from splitedge.sim.curves import PACKET_BITS, Capacity, Floats, Opportunities, Rates, Series
+from splitedge.sim.traces import BIN_S, Trace
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SAMPLES = 4_000_000

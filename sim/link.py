@@ -11,10 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from splitedge.errors import TraceError
 from splitedge.sim.curves import Capacity, Series
 from splitedge.sim.traces import Trace
-
-from splitedge.errors import TraceError
 
 Direction = Literal["up", "down"]
 

@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from splitedge.sim.link import Channel, Link
-
 from splitedge.errors import ConfigError, LinkError
+from splitedge.sim.link import Channel, Link
 
 #: Bytes a connection may add to the queue before the next one has its turn.
 CHUNK = 8192

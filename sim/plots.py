@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from splitedge.errors import ConfigError, MissingExtra
 from splitedge.sim.curves import Capacity, Floats, Opportunities
 from splitedge.sim.traces import BIN_S, Trace
-
-from splitedge.errors import ConfigError, MissingExtra
 
 
 def plot_trace(trace: Trace, path: Path) -> None:

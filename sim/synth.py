@@ -25,10 +25,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from splitedge.sim.curves import Floats, Rates, Series
-from splitedge.sim.traces import Trace
 
 from splitedge.errors import TraceError
+from splitedge.sim.curves import Floats, Rates, Series
+from splitedge.sim.traces import Trace
 
 MAX_SAMPLES = 4_000_000
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from splitedge.sim.curves import Capacity, Floats, Opportunities, Rates, Series
 
 from splitedge.errors import TraceError
+from splitedge.sim.curves import Capacity, Floats, Opportunities, Rates, Series
 
 Kind = Literal["csv", "mahimahi", "synthetic"]
 

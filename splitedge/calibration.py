@@ -184,7 +184,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     Each label is held right with probability (n + 1) / (n + 2) only (Platt, 1999): an exit without an
     error among its n rows would else be declared certain, and all its confidences be 1.
     """
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     z, y = as_floats(logits), as_floats(labels).astype(np.int64)
     z = z - z.max(axis=1, keepdims=True)

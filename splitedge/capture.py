@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import sympy  # type: ignore[import-untyped]
+import sympy
 import torch
 from torch import fx, nn
 

@@ -112,7 +112,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     Raises:
         ConfigError: successes not within 0 to n, or confidence not within 0 to 1.
     """
-    from scipy.special import betaincinv  # type: ignore[import-untyped]
+    from scipy.special import betaincinv
 
     if not 0 <= successes <= n or not 0.0 < confidence < 1.0:
         raise ConfigError(f"no interval for {successes} of {n} at confidence {confidence}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgpack  # type: ignore[import-untyped]  # ships no types
+import msgpack
 import torch
 
 from splitedge.errors import WireError

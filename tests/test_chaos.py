@@ -77,13 +77,13 @@ def serve_child(endpoint, key_dir, log):
 def edge_process(endpoint, key_dir, count, pause_s):
     """Ask `count` times, half of it where the device can not answer alone; print what was seen."""
     from doubler import SPLIT, EdgeDouble
-    from splitedge.policies.static import Static
 
     from splitedge.edge.link import ZmqLink
     from splitedge.edge.runtime import EdgeRuntime
     from splitedge.edge.settings import EdgeSettings
     from splitedge.engine import Engine
     from splitedge.errors import RequestError
+    from splitedge.policies.static import Static
 
     settings = EdgeSettings(reconnect_s=0.02, reconnect_max_s=0.2, heartbeat_s=0.2, hello_s=0.2)
     ends, overruns, wrong, records = Counter(), [], [], Counter()

@@ -8,8 +8,8 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from splitedge.codecs.lossless import Zstd
 
+from splitedge.codecs.lossless import Zstd
 from splitedge.errors import CodecError
 
 CAP = 1 << 16

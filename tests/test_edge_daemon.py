@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from doubler import EXIT, LOCAL, SPLIT, CloudDouble, EdgeDouble
 from prometheus_client.parser import text_string_to_metric_families
-from splitedge.policies.static import Static
 
 from splitedge.cloud.server import CloudServer
 from splitedge.cloud.settings import ServerSettings
@@ -26,6 +25,7 @@ from splitedge.edge.link import ZmqLink
 from splitedge.edge.runtime import EdgeRuntime
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
+from splitedge.policies.static import Static
 from splitedge.records import read_records
 from splitedge.settings import EngineSettings
 

@@ -13,7 +13,6 @@ import zmq
 from doubler import SPLIT, CloudDouble, EdgeDouble
 from hypothesis import given
 from hypothesis import strategies as st
-from splitedge.policies.static import Static
 
 from splitedge import keys
 from splitedge.cloud.server import CloudServer
@@ -24,6 +23,7 @@ from splitedge.edge.session import Session, Unanswered
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
 from splitedge.errors import AuthenticationError, ConfigError, LinkDown, LinkError, RequestError
+from splitedge.policies.static import Static
 from splitedge.policy import Route
 from splitedge.wire import Hello, Infer, Lane, Ping, Pong, Refuse, Reply, Welcome, pack, unpack
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from doubler import EXIT, LOCAL, SPLIT, CloudDouble, EdgeDouble
-from splitedge.policies.static import Static
 
 from splitedge.cloud.server import CloudServer
 from splitedge.cloud.settings import ServerSettings
@@ -37,6 +36,7 @@ from splitedge.errors import (
     Rejected,
 )
 from splitedge.events import StageKind
+from splitedge.policies.static import Static
 from splitedge.policy import Route
 from splitedge.records import RecordStore, read_records
 from splitedge.settings import EngineSettings

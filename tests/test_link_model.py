@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from splitedge.errors import TraceError
 from splitedge.sim.curves import Opportunities, Rates, Series, steady
 from splitedge.sim.link import Channel, Link
 from splitedge.sim.traces import Trace
-
-from splitedge.errors import TraceError
 
 
 def rates(*mbps: float, step: float = 1.0) -> Rates:

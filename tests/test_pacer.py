@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import zmq
 import zmq.asyncio
+from typer.testing import CliRunner
+
+from splitedge.errors import ConfigError, LinkError, TraceError
 from splitedge.sim import commands
 from splitedge.sim.curves import Rates, steady
 from splitedge.sim.link import Channel, Link
 from splitedge.sim.pacer import Pacer, parse_address, precise_loop
-from typer.testing import CliRunner
-
-from splitedge.errors import ConfigError, LinkError, TraceError
 
 FAST = Channel(steady(1e9))
 

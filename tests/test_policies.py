@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
+from splitedge.errors import PolicyError, UnknownName
 from splitedge.policies.confidence import Confidence
 from splitedge.policies.deadline import Deadline
 from splitedge.policies.latency import Latency
 from splitedge.policies.static import Static
-
-from splitedge.errors import PolicyError, UnknownName
 from splitedge.policy import (
     Decision,
     Estimate,

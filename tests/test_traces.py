@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from splitedge.errors import SplitedgeError, TraceError
 from splitedge.sim import commands, formats
 from splitedge.sim.curves import Opportunities, Rates
 from splitedge.sim.formats import read_trace, write_csv, write_mahimahi
 from splitedge.sim.synth import LteLike, lte_like
 from splitedge.sim.traces import Trace, summarise
-from typer.testing import CliRunner
-
-from splitedge.errors import SplitedgeError, TraceError
 
 DATA = Path(os.environ.get("SPLITEDGE_DATA", Path(__file__).resolve().parents[1] / ".." / "shared" / "data"))
 needs_data = pytest.mark.skipif(
