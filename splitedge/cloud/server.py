@@ -159,7 +159,7 @@ class CloudServer:
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, self.host.core.max_message),
             (zmq.RCVHWM, depth),
-            (zmq.SNDHWM, min(depth, s.send_queue_messages)),
+            (zmq.SNDHWM, s.send_queue_messages),
             (zmq.HANDSHAKE_IVL, 2000),
             (zmq.HEARTBEAT_IVL, int(s.heartbeat_s * 1000)),
             (zmq.HEARTBEAT_TIMEOUT, int(s.heartbeat_s * 3000)),
@@ -184,7 +184,7 @@ class CloudServer:
 
     def _depth(self) -> int:
         """Messages libzmq may hold for one edge, so that they stay within its byte budget."""
-        return max(2, min(1000, self.settings.peer_queue_bytes // self.host.core.max_message))
+        return max(16, min(1000, self.settings.peer_queue_bytes // self.host.core.max_message))
 
     # Messages ------------------------------------------------------------------------------------
 
