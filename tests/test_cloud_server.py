@@ -179,6 +179,23 @@ def test_ping_and_big_payloads_in_both_directions():
     serving(test, model)
 
 
+def test_no_reply_is_lost_to_a_short_queue():
+    """ZeroMQ's queue to an edge is a few messages here; more replies than that are on their way at once."""
+    model = Double()
+
+    async def test(server, edge):
+        one = edge()
+        await one.hello(model)
+        for start in range(1, 2001, 100):
+            for number in range(start, start + 100):
+                await one.send(Infer(number, 1, 0, 1, 0, payload(number)))
+            got = sorted([(await one.receive()).request for _ in range(100)])
+            assert got == list(range(start, start + 100))
+        assert server.metrics.unsent._value.get() == 0
+
+    serving(test, model, send_queue_messages=2)
+
+
 def test_edges_share_batches():
     model = Double(0.03)
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable, Sequence
 
 import zmq
 
 from splitedge.cloud.admin import admin_server
-from splitedge.cloud.core import Frames
 from splitedge.cloud.host import CloudHost
 from splitedge.cloud.metrics import CloudMetrics
+from splitedge.cloud.outbox import Frames, Outbox
 from splitedge.cloud.settings import ServerSettings
 from splitedge.errors import ConfigError
 from splitedge.http_guard import HttpLimits, HttpServer
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 READ_AT_ONCE = 64
 #: After a drain, how long the last replies may take to leave the process.
 FLUSH_MS = 500
+#: How often a message that ZeroMQ had no room for is offered again.
+FLUSH_EVERY_S = 0.002
 REVOKE_S = 1.0
 
 
@@ -44,7 +47,9 @@ class CloudServer:
     def __init__(self, models: Sequence[CloudModel], settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = CloudMetrics()
-        self.host = CloudHost(models, settings, self._send, self._look_again, self.metrics)
+        self._outbox = Outbox(self._offer, settings.peer_queue_bytes, settings.queue_bytes, self._lost)
+        self._flusher: asyncio.TimerHandle | None = None
+        self.host = CloudHost(models, settings, self._outbox.send, self._look_again, self.metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._fd = -1
@@ -111,15 +116,18 @@ class CloudServer:
 
         The address stays bound meanwhile: to unbind it would cut the connections that replies leave on.
         """
+        end = time.monotonic() + timeout_s
         self._drained = await self.host.drain(timeout_s)
+        while self._outbox and time.monotonic() < end:
+            await asyncio.sleep(FLUSH_EVERY_S)
         return self._drained
 
     async def stop(self) -> None:
         """Close everything. Requests in flight are not answered; `drain` first."""
-        for handle in (self._revoker, self._again):
+        for handle in (self._revoker, self._again, self._flusher):
             if handle is not None:
                 handle.cancel()
-        self._revoker = self._again = None
+        self._revoker = self._again = self._flusher = None
         if self._socket is not None:
             if self._loop is not None and self._fd >= 0:
                 self._loop.remove_reader(self._fd)
@@ -159,7 +167,7 @@ class CloudServer:
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, self.host.core.max_message),
             (zmq.RCVHWM, depth),
-            (zmq.SNDHWM, s.send_queue_messages),
+            (zmq.SNDHWM, min(depth, s.send_queue_messages)),  # what it refuses waits in the outbox
             (zmq.HANDSHAKE_IVL, 2000),
             (zmq.HEARTBEAT_IVL, int(s.heartbeat_s * 1000)),
             (zmq.HEARTBEAT_TIMEOUT, int(s.heartbeat_s * 3000)),
@@ -184,7 +192,7 @@ class CloudServer:
 
     def _depth(self) -> int:
         """Messages libzmq may hold for one edge, so that they stay within its byte budget."""
-        return max(16, min(1000, self.settings.peer_queue_bytes // self.host.core.max_message))
+        return max(2, min(1000, self.settings.peer_queue_bytes // self.host.core.max_message))
 
     # Messages ------------------------------------------------------------------------------------
 
@@ -213,23 +221,44 @@ class CloudServer:
     def _look_again(self) -> None:
         """The descriptor may have told of a message already; without this it could lie until the next."""
         socket = self._socket
-        if socket is None or self._again is not None or self._loop is None:
+        if socket is None or self._loop is None:
+            return
+        if self._outbox:
+            self._outbox.flush()
+            self._flush_later()
+        if self._again is not None:
             return
         if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._again = self._loop.call_soon(self._readable)
 
-    def _send(self, peer: bytes, frames: Frames) -> None:
+    def _offer(self, peer: bytes, frames: Frames) -> bool:
+        """Give a message to the socket; False where its queue to that edge is full."""
         socket = self._socket
         if socket is None:
-            return
+            return True
         try:
             socket.send(peer, zmq.NOBLOCK | zmq.SNDMORE)
-            for frame in frames[:-1]:
-                socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
-            socket.send(frames[-1], zmq.NOBLOCK, copy=False)
-        except zmq.ZMQError as error:  # EHOSTUNREACH: the edge is gone; EAGAIN: it does not read
-            self.metrics.unsent.inc()
-            log.info("a message to an edge was not sent: %s", error.strerror)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:  # EHOSTUNREACH
+            raise ConnectionError(str(error.strerror)) from None
+        for frame in frames[:-1]:
+            socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+        socket.send(frames[-1], zmq.NOBLOCK, copy=False)
+        return True
+
+    def _flush_later(self) -> None:
+        """What waits in the outbox is offered again after each turn, and after a moment without one."""
+        if self._outbox and self._flusher is None and self._loop is not None:
+            self._flusher = self._loop.call_later(FLUSH_EVERY_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flusher = None
+        self._look_again()
+
+    def _lost(self, messages: int) -> None:
+        self.metrics.unsent.inc(messages)
+        log.info("%d messages were not sent: the edge is gone or does not read", messages)
 
     def _revoke(self) -> None:
         """Keys that are trusted no more lose their sessions, though their connection stands."""

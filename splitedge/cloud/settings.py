@@ -33,8 +33,8 @@ class ServerSettings(BaseModel):
         kept_reply_s: seconds a reply is kept to be sent again.
         inline_below_s: a lane whose service time is below this runs on the event loop's thread, which
             saves two thread hand-overs; 0 never.
-        send_queue_messages: messages waiting to be sent to one edge; more are dropped (the edge asks
-            again within its deadline).
+        send_queue_messages: messages ZeroMQ may hold for one edge; more wait in the server, up to
+            `peer_queue_bytes`, and then are dropped (the edge asks again within its deadline).
         heartbeat_s: seconds between heartbeats; a connection silent for three is closed.
         drain_s: seconds that requests in flight have to finish after SIGTERM.
         http_receive_s, http_connections: receive deadline and connection cap of `http`.
