@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from splitedge.policy import Estimate
 
+#: An estimate without new evidence is made anew after this long; its age changes it by far less.
+_FRESH_S = 0.02
 _Z90 = 1.2816  # standard normal quantiles
 _Z95 = 1.6449
 
@@ -263,7 +265,7 @@ class _Quantity:
             self._cached_at = -math.inf
 
     def estimate(self, now: float) -> Estimate:
-        if now == self._cached_at:
+        if 0.0 <= now - self._cached_at < _FRESH_S:
             return self._cached
         evidence = self._evidence
         weight = evidence.weight
