@@ -162,17 +162,27 @@ def test_service_time_learns_run_and_row():
     assert per_run == pytest.approx(0.010, rel=0.05) and per_row == pytest.approx(0.002, rel=0.05)
 
 
-def test_service_time_is_never_negative_and_quick_is_not_said_of_what_was_slow():
+def test_service_time_is_never_negative():
     service = ServiceTime()
     for rows, seconds in ((1, 0.5), (64, 0.001), (2, 0.5), (64, 0.001)):
         service.observe(rows, seconds)
         assert min(service.line()) >= 0.0
-    quick = ServiceTime()
+
+
+def test_quick_is_not_said_of_what_was_slow_a_moment_ago_or_only_waits():
+    service = ServiceTime()
+    assert not service.quick(3e-4)
     for _ in range(50):
-        quick.observe(1, 1e-4)
-    quick.observe(1, 0.02)
-    quick.observe(1, 1e-4)
-    assert quick.peak_s > 0.015
-    for _ in range(100):
-        quick.observe(1, 1e-4)
-    assert quick.peak_s == pytest.approx(1e-4, rel=0.01)
+        service.observe(1, 1e-4)
+    assert service.quick(3e-4) and not service.quick(1e-4) and not service.quick(0.0)
+    service.observe(1, 0.02)
+    service.observe(1, 1e-4)
+    assert not service.quick(3e-4)
+    for _ in range(50):
+        service.observe(1, 1e-4)
+    assert service.quick(3e-4)
+    service.observe(1, 0.004, 1e-4)
+    assert service.quick(3e-4), "the machine was busy with something else"
+    for _ in range(50):
+        service.observe(1, 0.004, 1e-4)
+    assert not service.quick(3e-4), "it waits for something"

@@ -182,20 +182,28 @@ class CloudCore:
         if not works:
             return None
         target = works[0].target
-        quick = 0.0 < target.service.peak_s < self._settings.inline_below_s
+        quick = target.service.quick(self._settings.inline_below_s)
         tasks = [Task(work.payload, work.rows) for work in works]
         owner.running = Batch(index, owner.model, target.lane, tasks, quick, target, works, now)
         return owner.running
 
-    def finish(self, batch: Batch, results: Sequence[Result]) -> None:
-        """Answer the requests of a batch that has run."""
+    def finish(self, batch: Batch, results: Sequence[Result], ran: tuple[float, float] | None = None) -> None:
+        """Answer the requests of a batch that has run.
+
+        Args:
+            batch: from `next_batch`.
+            results: one for each of its tasks.
+            ran: seconds of the clock and of the processor it computed, without hand-overs between threads
+                (with them a lane that once ran on a thread would never look quick again); None for the
+                time since `next_batch`.
+        """
         now = self._clock()
         owner, target = self._models[batch.index], batch.target
         owner.running = None
         seconds = (now - batch.started_ns) / 1e9
         rows = sum(work.rows for work in batch.works)
         owner.service.observe(rows, seconds)
-        target.service.observe(rows, seconds)
+        target.service.observe(rows, *(ran or (seconds,)))
         target.metrics.batch_rows.observe(rows)
         target.metrics.tail_seconds.observe(max(result.tail_ns for result in results) / 1e9)
         for work, result in zip(batch.works, results, strict=True):
@@ -355,7 +363,6 @@ class CloudCore:
 
     def _finish(self, work: Work, result: Result, started: int, now: int) -> None:
         queue_ns = max(0, started - work.received_ns)
-        work.target.metrics.queue_seconds.observe(queue_ns / 1e9)
         session, size, outcome = work.session, 0, ANSWERED
         frames: Frames | None = None
         if result.tensors is not None:
@@ -374,10 +381,11 @@ class CloudCore:
         if done.failure is not None:
             outcome = done.failure[0].value
             frames = pack(Refuse(work.request, work.attempt, done.failure[0], done.failure[1], 0))
-        self._sessions.done(session, work.request, done, size, now)
-        work.target.metrics.ended(CANCELLED if work.cancelled else outcome)
         if frames is not None and not work.cancelled:
             self._send(work.to, frames)
+        self._sessions.done(session, work.request, done, size, now)
+        work.target.metrics.ended(CANCELLED if work.cancelled else outcome)
+        work.target.metrics.queue_seconds.observe(queue_ns / 1e9)
 
     def _expire(self, owner: ServedModel, now: int) -> None:
         for work in owner.batcher.expire(now):

@@ -103,8 +103,8 @@ class CloudHost:
                     self._hand_over(batch)
                     break
                 with self.core.metrics.batch_running():
-                    results = _run(batch)
-                self.core.finish(batch, results)
+                    results, ran = _run(batch)
+                self.core.finish(batch, results, ran)
                 if time.monotonic_ns() > turn_ends:
                     self._schedule()
                     break
@@ -141,16 +141,16 @@ class CloudHost:
 
         def job() -> None:
             with self.core.metrics.batch_running():
-                results = _run(batch)
+                results, ran = _run(batch)
             try:
-                loop.call_soon_threadsafe(self._done, batch, results)
+                loop.call_soon_threadsafe(self._done, batch, results, ran)
             except RuntimeError:
                 log.info("a batch ended after the loop was closed")
 
         self._workers[batch.index].submit(job)
 
-    def _done(self, batch: Batch, results: list[Result]) -> None:
-        self.core.finish(batch, results)
+    def _done(self, batch: Batch, results: list[Result], ran: tuple[float, float]) -> None:
+        self.core.finish(batch, results, ran)
         if self._loop is not None:
             self.pump()
 
@@ -203,14 +203,19 @@ class CloudHost:
             self.core.observe(lane, 1, seconds)
 
 
-def _run(batch: Batch) -> list[Result]:
-    """A batch always ends in results, whatever breaks, so that nothing stays in flight for ever."""
+def _run(batch: Batch) -> tuple[list[Result], tuple[float, float]]:
+    """Results, and seconds of the clock and of this thread's processor time.
+
+    A batch always ends in results, whatever breaks, so that nothing stays in flight for ever.
+    """
+    begin, cpu = time.perf_counter(), time.thread_time()
     try:
-        return execute(batch.model, batch.lane, batch.tasks)
+        results = execute(batch.model, batch.lane, batch.tasks)
     except Exception as error:
         log.exception("a batch broke")
         message = f"the cloud raised {type(error).__name__}; its log says more"
-        return [Result(0, refusal=Refusal.FAILED, message=message) for _ in batch.tasks]
+        results = [Result(0, refusal=Refusal.FAILED, message=message) for _ in batch.tasks]
+    return results, (time.perf_counter() - begin, time.thread_time() - cpu)
 
 
 def _timed(
