@@ -2,7 +2,7 @@
 
 A message is one msgpack header of at most 64 KiB, then raw buffers. The header is one flat array that
 starts with protocol version and kind (nothing nests, so a hostile header can not be made to cost more
-memory than its own length); buffers under 2 KiB travel inside it, bigger ones as a frame of their own
+memory than its own length); buffers under 32 KiB travel inside it, bigger ones as a frame of their own
 that is neither copied when sent nor when received. Bundle, cut and codec are agreed on once a session
 as numbered lanes (`Hello`, `Welcome`), so that a request costs about twenty bytes beside its payload.
 Numbers are little-endian. docs/wire.md lists every field.
@@ -189,7 +189,7 @@ def _view(frame: bytes | memoryview | zmq.Frame) -> memoryview:
 
 
 def pack(message: Message) -> list[bytes | memoryview]:
-    """The frames of a message. Buffers of 2 KiB and more are passed on without a copy.
+    """The frames of a message. Buffers of 32 KiB and more are passed on without a copy.
 
     Raises:
         WireError: the message can not be sent (a header over 64 KiB, a tensor of a dtype without a code).

@@ -37,7 +37,7 @@ CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 u16, u32, u64 = (st.integers(0, 2**n - 1) for n in (16, 32, 64))
 text = st.text(max_size=40)
 eight = st.binary(min_size=8, max_size=8)
-payloads = st.one_of(st.binary(max_size=64), st.integers(0, 9000).map(lambda n: b"\x5a" * n))
+payloads = st.one_of(st.binary(max_size=64), st.integers(0, 2 * wire.INLINE).map(lambda n: b"\x5a" * n))
 
 
 @st.composite
@@ -92,16 +92,23 @@ def test_frames_may_be_bytes_views_or_zmq_frames(message):
 
 
 def test_a_small_request_is_one_frame_and_a_big_one_is_not_copied():
-    assert len(pack(Infer(1, 1, 0, 1, 0, bytes(2047)))) == 1
-    payload = bytes(2048)
+    assert len(pack(Infer(1, 1, 0, 1, 0, bytes(wire.INLINE - 1)))) == 1
+    payload = bytes(wire.INLINE)
     frames = pack(Infer(1, 1, 0, 1, 0, payload))
     assert len(frames) == 2 and frames[1] is payload
     back = unpack(frames)
     assert back.payload.obj is payload
 
 
+def test_many_small_tensors_never_pass_the_headers_cap():
+    tensors = tuple(torch.full((wire.INLINE - 100,), i, dtype=torch.uint8) for i in range(20))
+    frames = pack(Reply(1, 1, 0, 0, 0, 0, 0, tensors))
+    assert len(frames) == 20 and len(frames[0]) < wire.MAX_HEADER
+    assert all(a.equal(b) for a, b in zip(tensors, unpack(frames).tensors, strict=True))
+
+
 def test_a_big_tensor_shares_memory_both_ways():
-    tensor = torch.arange(4096, dtype=torch.float32)
+    tensor = torch.arange(wire.INLINE, dtype=torch.float32)
     frames = pack(Reply(1, 1, 0, 0, 0, 0, 0, (tensor,)))
     tensor[5] = -1.0
     back = unpack(frames).tensors[0]
@@ -110,12 +117,12 @@ def test_a_big_tensor_shares_memory_both_ways():
 
 
 def test_an_unaligned_tensor_is_copied_to_an_aligned_place():
-    header, body = pack(Reply(1, 1, 0, 0, 0, 0, 0, (torch.arange(1024, dtype=torch.float64),)))
+    header, body = pack(Reply(1, 1, 0, 0, 0, 0, 0, (torch.arange(wire.INLINE, dtype=torch.float64),)))
     backing = bytearray(len(body) + 1)
     backing[1:] = body
     back = unpack([header, memoryview(backing)[1:]]).tensors[0]
     assert back.data_ptr() % 8 == 0
-    assert back.equal(torch.arange(1024, dtype=torch.float64))
+    assert back.equal(torch.arange(wire.INLINE, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("tensor", [torch.zeros(0, 3), torch.zeros(2, dtype=torch.complex64)])
@@ -306,7 +313,7 @@ def counted_on_the_connection(frames, encrypted):
 
 
 @pytest.mark.parametrize("encrypted", [True, False])
-@pytest.mark.parametrize("size", [10, 150, 300, 5000])
+@pytest.mark.parametrize("size", [10, 150, 300, 5000, 50_000])
 def test_framed_bytes_is_what_crosses_the_connection(size, encrypted):
     frames = pack(Infer(7, 1, 0, 1, 100, bytes(size)))
     assert wire.framed_bytes(frames, encrypted=encrypted) == counted_on_the_connection(frames, encrypted)
