@@ -11,15 +11,18 @@ from splitedge.codec import Codec, Tensors, TensorSpec, make_codec
 from splitedge.costs import Costs, Effort, measure
 from splitedge.errors import CodecError, ConfigError, PartitionError
 from splitedge.exit_segment import ExitSegment, export_exit
+from splitedge.mincut import LatencyModel
 from splitedge.partition import Cut, Graph
 from splitedge.pieces import Pieces, divide
 from splitedge.plan import Plan
-from splitedge.planner import ASSUMED_CLOUD_SPEED, Candidate, pick_cuts, shortlist
+from splitedge.planner import ASSUMED_CLOUD_SPEED, GOODPUTS, Candidate, pick_cuts, shortlist
 from splitedge.segments import Answers, ExitHead
 
 #: Module path and boundary of every exit, in the model's order.
 Places = Sequence[tuple[str, int]]
 LOOK = Effort(rows=4, repeats=5, warm_up=1)
+#: A minimum cut must be predicted to take less than this share of the best listed cut's latency.
+CLEARLY = 0.98
 
 
 class Default(str):
@@ -49,15 +52,57 @@ def search(graph: Graph, flat: Tensors, wanted: Wanted) -> list[Cut]:
         raise PartitionError(f"the model has no cut that codec '{wanted.codec}' can work on; name another")
     shares = [cut.tail_flops / max(cut.head_flops + cut.tail_flops, 1) for cut in cuts]
     short = [cuts[i] for i in shortlist([cut.bytes for cut in cuts], shares)]
-    pieces = divide(graph, short)
+    pieces, found, rival = _looked_at(graph, short, flat, wanted)
+    wider = _with_min_cuts(graph, short, found, wanted)
+    if wider != short:
+        pieces, found, rival = _looked_at(graph, wider, flat, wanted)
+    picked = pick_cuts(found, rival, cloud_speed=wanted.cloud_speed or ASSUMED_CLOUD_SPEED)
+    return [pieces.found[i] for i in picked]
+
+
+def _looked_at(
+    graph: Graph, cuts: Sequence[Cut], flat: Tensors, wanted: Wanted
+) -> tuple[Pieces, list[Candidate], Candidate | None]:
+    """What each cut costs by a short measurement, and what sending the coded input costs."""
+    pieces = divide(graph, cuts)
     plan = draft(pieces, set(range(1, len(pieces.boundaries))), (), wanted)
     costs = measure(plan, flat, LOOK)
     found = {i: _candidate(costs, i, len(codec.levels) - 1, wanted) for i, codec in plan.codecs.items()}
     rival = found.pop(0, None)
-    picked = pick_cuts(
-        [found[i] for i in sorted(found)], rival, cloud_speed=wanted.cloud_speed or ASSUMED_CLOUD_SPEED
-    )
-    return [pieces.found[i] for i in picked]
+    return pieces, [found[i] for i in sorted(found)], rival
+
+
+def _with_min_cuts(graph: Graph, short: list[Cut], found: Sequence[Candidate], wanted: Wanted) -> list[Cut]:
+    """The shortlist, and the divisions that no order of the calls shows but a minimum cut finds (DADS).
+
+    Their seconds are predicted from operation counts at the speed the shortlist ran at, their bytes from
+    the codec's mean ratio there. One that is faster than the whole shortlist at some uplink takes the
+    place of the cuts it can not stand beside.
+    """
+    deep = short[-1]
+    flops_per_s = max(deep.head_flops, 1) * wanted.edge_speed / max(found[-1].edge_s, 1e-9)
+    ratio = float(np.median([one.nbytes / max(cut.bytes, 1) for one, cut in zip(found, short, strict=True)]))
+    for goodput in GOODPUTS:
+        model = LatencyModel.from_flops(
+            graph.flops,
+            edge_flops_per_s=flops_per_s,
+            cloud_flops_per_s=flops_per_s * (wanted.cloud_speed or ASSUMED_CLOUD_SPEED),
+            goodput_bps=goodput / ratio,
+        )
+        try:
+            best = graph.best_cut(model)
+        except PartitionError:  # it would send a tensor of which no batch can be made
+            continue
+        least = min(graph.latency(cut, model) for cut in short)
+        better = best.place == "SPLIT" and graph.latency(best, model) < CLEARLY * least
+        if better and best not in short and _fits(wanted.codec, best.specs):
+            beside = [cut for cut in short if graph.nested(sorted((cut, best), key=_position))]
+            short = sorted([*beside, best], key=_position)
+    return short
+
+
+def _position(cut: Cut) -> int:
+    return cut.position
 
 
 def _fits(codec: str, specs: Sequence[TensorSpec]) -> bool:

@@ -195,6 +195,15 @@ class Graph:
         borders.append(self._values.outputs)
         return [extract(self._values, a, b, copy=copy) for a, b in itertools.pairwise(borders)]
 
+    def nested(self, cuts: Sequence[Cut]) -> bool:
+        """Whether `segments` can divide at all of these, in their order.
+
+        Raises:
+            PartitionError: a cut is not one of this graph.
+        """
+        edges = [self._table.edge_of(cut) for cut in cuts]
+        return all(a < b for a, b in itertools.pairwise(edges))
+
     # Choosing -----------------------------------------------------------------------------------
 
     def best_cut(self, model: LatencyModel) -> Cut:
