@@ -3,6 +3,7 @@
 aiohttp by itself waits for ever for a header or a body that comes a byte at a time, and keeps an idle
 connection for an hour. Here each connection has `receive_s` seconds for the whole header of its next
 request (idle time included), as long again for the body, and connections over the cap are closed at once.
+A handler whose client hangs up is cancelled.
 
     app = guarded_app(limits)
     app.router.add_get("/v2/health/live", live)
@@ -71,6 +72,10 @@ async def _receive(
             async with asyncio.timeout(guard.limits.receive_s):
                 await request.read()
         return await handler(request)
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(
+            text="the body is not what its Content-Encoding says\n", headers={"Connection": "close"}
+        ) from None
     except TimeoutError:
         if request.content.is_eof():
             raise
@@ -163,6 +168,7 @@ class HttpServer:
             keepalive_timeout=limits.receive_s,
             lingering_time=0.0,
             handle_signals=False,
+            handler_cancellation=True,  # work ends when its client has left
             shutdown_timeout=2.0,
         )
         self._server: asyncio.Server | None = None

@@ -294,8 +294,10 @@ def test_an_edge_with_too_much_to_do_says_when_to_come_back():
 def test_a_client_that_hangs_up_cancels_its_request():
     async def main():
         model = EdgeDouble(options=(SPLIT,))
-        async with cloud(tail_s=0.3) as endpoint, daemon(model, endpoint) as (client, runtime):
+        async with cloud(tail_s=0.5) as endpoint, daemon(model, endpoint) as (client, runtime):
             await runtime.connected(5.0)
+            ended = []
+            runtime.listeners.append(ended.append)
             with pytest.raises(asyncio.TimeoutError):
                 await client.post(
                     "/v2/models/double/infer",
@@ -306,6 +308,7 @@ def test_a_client_that_hangs_up_cancels_its_request():
             while runtime.in_flight and time.monotonic() < end:
                 await asyncio.sleep(0.01)
             assert runtime.in_flight == runtime.engine.in_flight == 0
+            assert [record.error for record in ended] == ["RequestCancelled"]  # and no answer of the cloud
 
     asyncio.run(main())
 

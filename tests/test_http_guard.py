@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 
 import aiohttp
 import pytest
@@ -123,6 +124,37 @@ def test_a_body_over_the_cap_is_refused():
     async def test(server):
         status, _ = await post(server, bytes(1001))
         assert status == 413
+
+    serving(test)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_can_not_be_decompressed_is_the_clients_error(encoding):
+    async def test(server):
+        headers = {"Content-Encoding": encoding}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.url}/echo", data=b"x" * 100, headers=headers) as answer,
+        ):
+            assert answer.status == 400
+            assert "Content-Encoding" in await answer.text()
+        assert await post(server, b"good") == (200, b"good")
+
+    serving(test)
+
+
+@pytest.mark.parametrize("size", [10_000, 200_000_000])
+def test_a_body_that_decompresses_beyond_the_cap_is_refused(size):
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(compressor.compress(bytes(100_000)) for _ in range(max(1, size // 100_000)))
+    bomb += compressor.flush()
+
+    async def test(server):
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.url}/echo", data=bomb, headers={"Content-Encoding": "gzip"}) as answer,
+        ):
+            assert answer.status == 413
 
     serving(test)
 
