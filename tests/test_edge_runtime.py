@@ -332,6 +332,49 @@ def test_every_request_leaves_a_record(tmp_path):
     assert all(row.route == "local" and row.planned == SPLIT.name and row.degraded for row in rows)
 
 
+def test_a_listener_that_fails_costs_no_request_its_end(caplog):
+    async def main():
+        async with edge(None, EdgeDouble(options=(LOCAL,)), "local") as runtime:
+            heard = []
+            for listeners in (runtime.listeners, runtime.stage_listeners):
+                listeners.append(lambda *news: 1 / 0)
+            runtime.listeners.append(heard.append)
+            for _ in range(3):
+                assert (await runtime.infer(X)).route is Route.LOCAL
+            assert len(heard) == 3 and runtime.in_flight == runtime.engine.in_flight == 0
+
+    asyncio.run(main())
+    assert "a listener failed" in caplog.text
+
+
+def test_an_answer_that_can_not_be_given_is_a_typed_error_of_that_request_alone(monkeypatch, caplog):
+    """Two requests end in one step of the engine; what goes wrong with the first leaves the second."""
+    given = EdgeRuntime._fail
+    broken = []
+
+    def fail(self, action):
+        if not broken:
+            broken.append(action.request)
+            raise KeyError("a defect")
+        given(self, action)
+
+    monkeypatch.setattr(EdgeRuntime, "_fail", fail)
+
+    async def main():
+        async with edge("tcp://127.0.0.1:9", connect=False, model=EdgeDouble(options=(SPLIT,))) as runtime:
+            now = runtime.clock()
+            monkeypatch.setattr(runtime, "_clock", lambda: now)  # both deadlines pass at one moment
+            waiting = [asyncio.ensure_future(runtime.infer(X, deadline_s=0.05)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            now += 1.0
+            done = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+            assert {type(error) for error in done} == {EdgeFailed, DeadlineExceeded}
+            assert runtime.in_flight == runtime.engine.in_flight == 0
+
+    asyncio.run(main())
+    assert len(broken) == 1 and "KeyError" in caplog.text
+
+
 def test_requests_beyond_the_engines_limit_are_refused_at_once():
     async def main():
         model = EdgeDouble(before=lambda stage: time.sleep(0.05))
@@ -358,6 +401,34 @@ def test_threads_share_one_runtime():
         assert all(torch.equal(answers[i], (X + i) * 2 + 200) for i in range(16))
     with pytest.raises(Rejected, match="closed"):
         runtime.infer(X)
+
+
+def test_a_call_that_meets_a_closing_runtime_ends_all_the_same(monkeypatch):
+    """The other thread closes just after this one looked whether it is open."""
+    runtime = _threaded(EdgeDouble(options=(LOCAL,)))
+    hand_over, closing = asyncio.run_coroutine_threadsafe, []
+
+    def late(job, loop):
+        if not closing:
+            closing.append(threading.Thread(target=runtime.close))
+            closing[0].start()
+            closing[0].join(1.0)
+        return hand_over(job, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", late)
+    ended = []
+
+    def ask():
+        try:
+            ended.append(runtime.infer(X).route)
+        except Rejected as error:
+            ended.append(error)
+
+    caller = threading.Thread(target=ask, daemon=True)
+    caller.start()
+    caller.join(10)
+    closing[0].join(10)
+    assert not caller.is_alive() and len(ended) == 1
 
 
 def test_errors_cross_threads_with_their_type():

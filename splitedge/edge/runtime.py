@@ -22,7 +22,7 @@ from splitedge.edge.link import Link
 from splitedge.edge.remote import Arrival, Remote
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
-from splitedge.errors import CodecError, ConfigError, LinkDown, RecordError, Rejected
+from splitedge.errors import CodecError, ConfigError, EdgeFailed, LinkDown, RecordError, Rejected
 from splitedge.events import (
     Answer,
     Arrived,
@@ -284,14 +284,26 @@ class EdgeRuntime:
         self._schedule()
 
     def _step(self, event: Event) -> None:
+        """One event, and every action that comes of it: one that fails must not take the others with it."""
         try:
-            for action in self._engine.step(self._clock(), event):
+            actions = self._engine.step(self._clock(), event)
+        except Exception as error:  # a defect of the engine: that request must still end
+            self._defect(getattr(event, "request", 0), f"event {type(event).__name__}", error)
+            return
+        for action in actions:
+            try:
                 self._actions[type(action)](action)
-        except Exception as error:  # a defect of engine or policy: that request must still end
-            log.exception("the engine failed on %s", type(event).__name__)
-            call = self._calls.get(getattr(event, "request", 0))
-            if call is not None and not call.future.done():
-                call.future.set_exception(error)
+            except Exception as error:  # a defect of ours, of the model's half or of a listener
+                self._defect(getattr(action, "request", 0), f"action {type(action).__name__}", error)
+
+    def _defect(self, request: int, what: str, error: Exception) -> None:
+        """Log what should not happen, and end the request that it happened to."""
+        log.error("%s of request %d failed", what, request, exc_info=error)
+        call = self._calls.get(request)
+        if call is not None and not call.future.done():
+            failure = EdgeFailed(f"a defect of the edge ended this request ({type(error).__name__}: {error})")
+            failure.__cause__ = error
+            call.future.set_exception(failure)
 
     def _schedule(self) -> None:
         """One timer, never later than the engine wants to be woken. An early one is put off when it fires."""
@@ -333,7 +345,7 @@ class EdgeRuntime:
             self._feed(StageFailed(request, stage, f"{type(outcome).__name__}: {outcome}"))
             return
         for listen in self.stage_listeners:
-            listen(stage, outcome.head_s + outcome.encode_s)
+            _tell(listen, stage, outcome.head_s + outcome.encode_s)
         call = self._calls.get(request)
         nbytes = 0
         if call is not None:
@@ -422,10 +434,18 @@ class EdgeRuntime:
     def _ended(self, request: int, record: Record) -> None:
         self._forget(request)
         for listen in self.listeners:
-            listen(record)
+            _tell(listen, record)
         if self._records is not None:
             try:
                 self._records.append(record)
             except RecordError as error:  # a full disk must not stop answers
                 log.error("records are no longer kept: %s", error)
                 self._records = None
+
+
+def _tell(listener: Callable[..., None], *news: object) -> None:
+    """Call a listener; one that fails stops neither requests nor the other listeners."""
+    try:
+        listener(*news)
+    except Exception:
+        log.exception("a listener failed")

@@ -37,7 +37,7 @@ class ThreadedRuntime:
     def __init__(self, runtime: EdgeRuntime) -> None:
         self._runtime = runtime
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close while its own thread submits
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="splitedge-edge", daemon=True)
@@ -73,8 +73,10 @@ class ThreadedRuntime:
 
     def close(self, drain_s: float = 5.0) -> None:
         """Let requests in flight end for `drain_s` seconds, then stop. May be called twice."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
-            if self._closed or os.getpid() != self._pid:
+            if self._closed:
                 return
             self._closed = True
         _open.discard(self)
@@ -95,11 +97,14 @@ class ThreadedRuntime:
         Raises:
             Rejected: closed, or opened before a fork.
         """
-        if self._closed or os.getpid() != self._pid:
-            job.close()
-            why = "it was closed" if self._closed else "it was opened before a fork; open one in the child"
-            raise Rejected(f"this deployment can not be used: {why}")
-        return asyncio.run_coroutine_threadsafe(job, self._loop)
+        why = "it was opened before a fork; open one in the child"
+        if os.getpid() == self._pid:  # else the lock may be held by a thread that the child has not
+            with self._lock:  # so that nothing is handed to a loop that `close` has stopped meanwhile
+                if not self._closed:
+                    return asyncio.run_coroutine_threadsafe(job, self._loop)
+            why = "it was closed"
+        job.close()
+        raise Rejected(f"this deployment can not be used: {why}")
 
     def _call(self, job: Coroutine[Any, Any, T]) -> T:
         if threading.current_thread() is self._thread:
