@@ -99,6 +99,7 @@ def load_plan(
     )
     if plan.inputs.specs != boundaries[0].specs:
         raise BundleError("'manifest.json': the first boundary is not the model's input")
+    _check_levels(plan)
     return plan, found
 
 
@@ -229,6 +230,15 @@ def _codecs(half: Path, entry: PlanEntry, boundaries: tuple[Boundary, ...]) -> d
     except (SafetensorError, OSError) as error:
         raise BundleError(f"'{half.name}/codecs.safetensors' can not be read: {error}") from None
     return {e.boundary: _codec(e, tensors, boundaries[e.boundary]) for e in entry.codecs}
+
+
+def _check_levels(plan: Plan) -> None:
+    index = plan.boundaries_by_name()
+    for option in plan.options:
+        if option.remote and option.level >= len(levels := plan.codecs[index[option.cut or ""]].levels):
+            raise BundleError(
+                f"'manifest.json': option '{option.name}' names level {option.level} of {len(levels)}"
+            )
 
 
 def _codec(entry: CodecEntry, tensors: Mapping[str, torch.Tensor], boundary: Boundary) -> Codec:

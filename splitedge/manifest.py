@@ -194,7 +194,10 @@ def parse(plan: Mapping[str, Any]) -> PlanEntry:
 
 def _dangles(option: OptionEntry, entry: PlanEntry, names: list[str]) -> bool:
     if option.route == Route.EXIT:
-        return option.exit is None or not 0 <= option.exit < len(entry.exits)
+        here = option.exit is not None and 0 <= option.exit < len(entry.exits)
+        return not here or option.cut is not None
+    if option.exit is not None or (option.cut is not None) != (option.route == Route.SPLIT):
+        return True
     if option.route == Route.LOCAL:
         return entry.local is None
     if option.route == Route.SPLIT:
