@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policies.latency import fraction, known_accuracy, within_reach
-from splitedge.policy import Decision, Observation, Policy, joules, latency_q95, where
+from splitedge.policy import Decision, Observation, Policy, joules, latency_hoped, latency_q95, where
 
-_FITS, _NONE_FITS = 0, 1
+_FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
 
 
 class Deadline(Policy):
@@ -22,20 +22,29 @@ class Deadline(Policy):
     If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
     equals).
 
+    A link that looks too slow to use would look so for ever, since only use measures it. So where nothing
+    was sent for `scout_s` seconds, the device can answer in time, and a more accurate remote option could
+    make it on a good link, that request is sent as a scout. It can lose no deadline: the engine answers
+    from the device when the cloud does not.
+
     Sources: cut and exit chosen together under a latency bound as in SPINN (Laskaridis et al., MobiCom
     2020); planning on the distribution of a transfer's time instead of its mean as in Fugu (Yan et al.,
     NSDI 2020).
 
     Args:
         tolerance: of accuracy, in [0, 1].
+        scout_s: seconds; inf for never.
     """
 
     name: ClassVar[str] = "deadline"
 
-    def __init__(self, tolerance: float = 0.01) -> None:
+    def __init__(self, tolerance: float = 0.01, scout_s: float = 1.0) -> None:
         if not 0.0 <= tolerance <= 1.0:
             raise PolicyError(f"policy 'deadline': the tolerance must be in [0, 1], got {tolerance}")
+        if not scout_s > 0.0:
+            raise PolicyError(f"policy 'deadline': scout_s must be above 0 seconds, got {scout_s}")
         self.tolerance = tolerance
+        self.scout_s = scout_s
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
@@ -62,7 +71,27 @@ class Deadline(Policy):
             top = where(value > top, value, top)
         fits = top >= 0.0
         best = where(fits, self._cheapest(obs, seconds, values, top), _fastest(obs, seconds))
-        return Decision(best, where(fits, _FITS, _NONE_FITS))
+        scout = self._scout(obs, best, fits, top)
+        why = where(scout >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
+        return Decision(where(scout >= 0, scout, best), why)
+
+    def _scout(self, obs: Observation, best: Any, fits: Any, top: Any) -> Any:
+        """The remote option to scout the link with in place of a local `best` that fits, -1 for none.
+
+        The most accurate that can be hoped for: it also has the most bytes, as a rule, and so tells most.
+        """
+        due = fits & within_reach(obs, True) & (obs.unsent_s >= self.scout_s)
+        scout: Any = -1
+        floor = top + self.tolerance
+        for i, option in enumerate(obs.options):
+            if not option.remote:
+                continue
+            due = due & (best != i)
+            right = known_accuracy(option, obs)
+            chosen = (latency_hoped(option, obs) <= obs.deadline_s) & (right > floor)
+            scout = where(chosen, i, scout)
+            floor = where(chosen, right, floor)
+        return where(due, scout, -1)
 
     def _cheapest(self, obs: Observation, seconds: list[Any], values: list[Any], top: Any) -> Any:
         floor = where(top - self.tolerance > 0.0, top - self.tolerance, 0.0)
@@ -92,6 +121,11 @@ class Deadline(Policy):
         if obs.link_up:
             link = f"uplink {obs.goodput.low / 1e6:.2f} Mbit/s at the 10th percentile, "
             link += f"RTT {1e3 * obs.rtt.high:.0f} ms at the 95th"
+        if decision.why == _SCOUTS:
+            return (
+                f"nothing was sent for {obs.unsent_s:.1f} s: {option.name} scouts the link {left}, "
+                f"predicted to take {late} ({link}); the device answers if the cloud does not"
+            )
         if decision.why == _NONE_FITS:
             return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
         right = f"right in {known_accuracy(option, obs):.1%}"

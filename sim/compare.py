@@ -159,6 +159,7 @@ class _edge:
     def __init__(self, strategy: Strategy, number: int, keys: Path, work: Path, power: str) -> None:
         self.port, self.pacer_port = free_port(), free_port()
         self._records = work / f"records-{number}.jsonl"
+        self._records.unlink(missing_ok=True)  # an earlier run's: the daemon would append
         settings = work / f"edge-{number}.toml"
         settings.write_text(f'[edge]\npower = "{power}"\n')
         self._verb = verb(

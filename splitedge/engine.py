@@ -217,6 +217,7 @@ class Engine(RemoteSide):
             power.compute_w,
             power.j_per_bit_up,
             power.j_per_bit_down,
+            now - self._uplink_at,
         )
 
     def _ask(self, r: Request, obs: Observation) -> int:

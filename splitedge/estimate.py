@@ -6,11 +6,13 @@ Three estimators of one quantity stand behind one protocol: `Ewma`, `HarmonicMea
 throughput prediction since Jiang et al., "FESTIVE", CoNEXT 2012) and `SlidingQuantiles`. Each keeps the
 evidence; `LinkEstimator` decides what counts as evidence, how much, and how fast it is forgotten.
 
-**Start and age.** An estimate is the evidence blended with a stated prior, in the logarithm, with the
-weight `c = w / (w + prior_weight)`, where `w` is the weight of the evidence kept, halved for every
-`half_life_s` since the newest of it. So the prior rules at the start, evidence takes over within a few
-transfers, and without fresh evidence the interval widens back to the prior's. (That is wanted: a policy
-which stopped sending because the link was slow must come to doubt it some time later.)
+**Start and age.** An estimate is the recent evidence blended, in the logarithm, with what is usual, with
+the weight `c = w / (w + prior_weight) * 0.5 ** (age / half_life_s)`, where `w` is the weight of the
+evidence kept and `age` the seconds since the newest of it. What is usual is the log-normal of everything
+seen in the long run (`Usual`), which starts as a stated prior. So the prior rules at the start, evidence
+takes over within a few transfers, and after a few seconds without any the estimate goes back to what this
+link usually is. (That is wanted: a policy which stopped sending because the link was bad for a moment must
+come to doubt it soon; and a link which is always slow must not be forgotten to be.)
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from splitedge.policy import Estimate
 
 #: An estimate without new evidence is made anew after this long; its age changes it by far less.
 _FRESH_S = 0.02
+#: Samples closer together than this count as one for what is usual.
+_SPREAD_S = 0.1
+#: Transfers that ended together saw the same moment: those closer than this share one sample's weight.
+_CLUSTER_S = 0.04
+_LEAST_SHARE = 0.05
 _Z90 = 1.2816  # standard normal quantiles
 _Z95 = 1.6449
 
@@ -47,7 +54,8 @@ class EstimatorSettings(BaseModel):
         count: samples kept at most.
         window_s: samples older than this, counted from the newest, are dropped.
         alpha: weight of a new sample of full weight in an EWMA.
-        half_life_s: seconds without evidence after which its weight has halved.
+        half_life_s: seconds without evidence after which the usual counts for half of the estimate.
+        memory: samples, at most one every 0.1 s, over which the usual is an average.
         prior_weight: weight of the prior, in samples.
         noise_s: timing noise of one transfer: transmission times below it say only "at least as fast as".
         small_bytes: a transfer of this size has half the weight of a long one.
@@ -58,9 +66,10 @@ class EstimatorSettings(BaseModel):
 
     kind: Literal["quantiles", "ewma", "harmonic"] = "quantiles"
     count: int = Field(default=32, ge=2, le=4096)
-    window_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
+    window_s: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.25, gt=0, le=1)
-    half_life_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    half_life_s: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    memory: int = Field(default=300, ge=1, le=1_000_000)
     prior_weight: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     noise_s: float = Field(default=0.001, gt=0, allow_inf_nan=False)
     small_bytes: float = Field(default=4096.0, gt=0, allow_inf_nan=False)
@@ -243,16 +252,51 @@ def make_estimator(settings: EstimatorSettings, tail: float = 0.1) -> Estimator:
     return SlidingQuantiles(settings.count, settings.window_s, settings.alpha, tail)
 
 
-class _Quantity:
-    """One quantity with its prior, limits and memory."""
+class Usual:
+    """What a quantity is in the long run: a log-normal, averaged slowly over samples spread in time.
 
-    __slots__ = ("_cached", "_cached_at", "_evidence", "_half", "_max", "_min", "_prior", "_w0")
+    It starts as the prior, which counts as `prior_weight` samples. Samples closer together than 0.1 s count
+    for less, so that the many transfers of one bad second do not pass for the rule.
+    """
+
+    __slots__ = ("_at", "_keep", "_mean", "_variance", "_weight", "_z", "prior")
+
+    def __init__(self, prior: Prior, prior_weight: float, memory: int, z: float) -> None:
+        self._mean = math.log(prior.mean)
+        spread = 0.5 * (math.log(prior.high) - math.log(prior.low)) / z
+        self._variance = spread * spread
+        self._weight = prior_weight
+        self._keep = float(memory)
+        self._z = z
+        self._at = -math.inf
+        self.prior = prior
+
+    def observe(self, now: float, value: float, weight: float) -> None:
+        """Take a sample at second `now`; `value` > 0, `weight` in (0, 1]."""
+        weight *= min(1.0, max(0.0, now - self._at) / _SPREAD_S)
+        self._at = now
+        if weight <= 0.0:
+            return
+        self._weight = min(self._weight + weight, self._keep)
+        share = weight / self._weight
+        step = math.log(value) - self._mean
+        self._mean += share * step
+        self._variance = (1.0 - share) * (self._variance + share * step * step)
+        wide = self._z * math.sqrt(self._variance)
+        self.prior = Prior(math.exp(self._mean), math.exp(self._mean - wide), math.exp(self._mean + wide))
+
+
+class _Quantity:
+    """One quantity with what is usual for it, its limits and recent evidence."""
+
+    __slots__ = ("_cached", "_cached_at", "_evidence", "_half", "_max", "_min", "_usual", "_w0")
 
     def __init__(
         self, settings: EstimatorSettings, prior: Prior, limits: tuple[float, float], tail: float
     ) -> None:
         self._evidence = make_estimator(settings, tail)
-        self._prior = prior
+        z = _Z90 if tail == 0.1 else _Z95
+        self._usual = Usual(prior, settings.prior_weight, settings.memory, z)
         self._min, self._max = limits
         self._half = settings.half_life_s
         self._w0 = settings.prior_weight
@@ -261,7 +305,10 @@ class _Quantity:
 
     def observe(self, now: float, value: float, weight: float = 1.0) -> None:
         if math.isfinite(value) and math.isfinite(now) and value >= 0.0:
-            self._evidence.observe(now, min(self._max, max(self._min, value)), weight)
+            value = min(self._max, max(self._min, value))
+            self._usual.observe(now, value, weight)
+            gap = max(0.0, now - self._evidence.newest)
+            self._evidence.observe(now, value, weight * min(1.0, max(_LEAST_SHARE, gap / _CLUSTER_S)))
             self._cached_at = -math.inf
 
     def estimate(self, now: float) -> Estimate:
@@ -270,11 +317,11 @@ class _Quantity:
         evidence = self._evidence
         weight = evidence.weight
         if weight <= 0.0:
-            return Estimate(*self._prior)
-        weight *= 0.5 ** min(1000.0, max(0.0, now - evidence.newest) / self._half)
-        trust = weight / (weight + self._w0)
+            return Estimate(*self._usual.prior)
+        age = max(0.0, now - evidence.newest)
+        trust = weight / (weight + self._w0) * 0.5 ** min(1000.0, age / self._half)
         mean, low, high = evidence.summary()
-        p_mean, p_low, p_high = self._prior
+        p_mean, p_low, p_high = self._usual.prior
         self._cached = Estimate(
             p_mean * (mean / p_mean) ** trust,
             p_low * (low / p_low) ** trust,

@@ -122,6 +122,7 @@ class Observation(NamedTuple):
     joules_per_edge_s: Number = 0.0  # marginal watts of computing on the device
     joules_per_bit_up: Number = 0.0
     joules_per_bit_down: Number = 0.0
+    unsent_s: Number = 0.0  # seconds since a request was last sent; inf if none was
 
 
 class Decision(NamedTuple):
@@ -168,6 +169,16 @@ def latency_q95(option: Option, obs: Observation) -> Number:
         + option.cloud_s_q95 * obs.rows
         + option.bytes_down * 8.0 * obs.rows / obs.downlink.low
     )
+
+
+def latency_hoped(option: Option, obs: Observation) -> Number:
+    """Predicted seconds to the answer of a remote option if the link is as good as it ever is: mean RTT and
+    queue, the 90th percentile of goodput.
+    """
+    bits_up, bits_down = option.bytes_up * 8.0 * obs.rows, option.bytes_down * 8.0 * obs.rows
+    edge = obs.edge_wait_s + _edge_left(option, obs, option.edge_s) * obs.rows
+    cloud = obs.rtt.mean + obs.queue.mean + option.cloud_s * obs.rows
+    return edge + bits_up / obs.goodput.high + cloud + bits_down / obs.downlink.high
 
 
 def joules(option: Option, obs: Observation) -> Number:

@@ -19,6 +19,7 @@ class RemoteSide(Settling):
             times = f"{r.attempts} time{'s' if r.attempts > 1 else ''}"
             self._remote_failed(now, r, f"sent {times} without an answer ({r.trouble})", CloudUnavailable)
         elif self._sender.offer(now, r, self._actions):
+            self._uplink_at = now
             r.awaited = True
             s = self.settings
             wait = max(s.overdue_min_s, s.overdue_factor * self._reply_s(r))

@@ -51,6 +51,7 @@ class Settling:
         self._pending: dict[int, Request] = {}  # those that may need the device for a fall-back
         self._pending_s = 0.0
         self._radio_at = -math.inf
+        self._uplink_at = -math.inf  # when a request was last sent
         self._now = -math.inf
         self._actions: list[Action] = []
 

@@ -131,16 +131,35 @@ def test_a_stalled_transfer_is_evidence():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_uncertainty_grows_with_age_towards_the_prior(kind):
+def test_uncertainty_grows_with_age_towards_what_is_usual(kind):
     settings = EstimatorSettings(kind=kind)
     link = LinkEstimator(settings)
     now = feed(link, [3e6] * 40)
     widths = []
-    for age in (0.0, 10.0, 30.0, 60.0, 120.0, 100_000.0):
+    for age in (0.0, 1.0, 3.0, 10.0, 30.0, 120.0, 100_000.0):
         seen = link.goodput(now + age)
         widths.append(seen.high / seen.low)
     assert widths == sorted(widths)
-    assert link.goodput(now + 100_000.0).mean == pytest.approx(settings.goodput_bps.mean)
+    assert widths[-1] > 1.5 * widths[0]
+    assert link.goodput(now + 100_000.0).mean == pytest.approx(3e6, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_moment_is_doubted_after_seconds_though_nothing_is_sent(kind):
+    link = LinkEstimator(EstimatorSettings(kind=kind))
+    now = feed(link, [2e6] * 300)
+    now = feed(link, [5e4] * 20, start=now, gap=0.02)
+    bad, later = link.goodput(now), link.goodput(now + 10.0)
+    assert bad.low < 2e5
+    assert later.low > 4 * bad.low
+    assert later.mean > 1e6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_link_that_is_always_slow_is_remembered_to_be(kind):
+    link = LinkEstimator(EstimatorSettings(kind=kind))
+    now = feed(link, [2e5] * 60, gap=10.0)
+    assert link.goodput(now + 60.0).mean == pytest.approx(2e5, rel=0.2)
 
 
 def test_the_prior_is_stated_and_rules_at_the_start():

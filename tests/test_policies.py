@@ -93,6 +93,7 @@ device = st.fixed_dictionaries(
         "exit": st.sampled_from([-1, 1, 2]),
         "confidence": st.floats(0, 1),
         "sunk": st.floats(0, 0.02),
+        "unsent": st.floats(0, 3.0),
     }
 )
 
@@ -109,6 +110,7 @@ def of_device(d, options=TABLE):
         exit=d["exit"],
         confidence=d["confidence"] if d["exit"] >= 0 else math.nan,
         sunk_s=d["sunk"] if d["exit"] >= 0 else 0.0,
+        unsent_s=d["unsent"],
     )
 
 
@@ -121,7 +123,7 @@ def stacked(each):
     def estimate(name):
         return Estimate(*(column(lambda obs, i=i: getattr(obs, name)[i]) for i in range(3)))
 
-    numbers = ("edge_wait_s", "link_up", "deadline_s", "rows", "confidence", "sunk_s")
+    numbers = ("edge_wait_s", "link_up", "deadline_s", "rows", "confidence", "sunk_s", "unsent_s")
     return each[0]._replace(
         **{name: estimate(name) for name in ("goodput", "downlink", "rtt", "queue")},
         **{name: column(lambda obs, name=name: getattr(obs, name)) for name in numbers},
@@ -175,7 +177,7 @@ def reachable(obs):
 @settings(max_examples=300, deadline=None)
 def test_deadline_takes_one_that_fits_when_there_is_one(d):
     obs = of_device(d)
-    option = chosen(Deadline(), obs)
+    option = chosen(Deadline(scout_s=math.inf), obs)
     fitting = [o for o in reachable(obs) if latency_q95(o, obs) <= obs.deadline_s]
     if not fitting:
         fastest = min(latency_q95(o, obs) for o in reachable(obs))
@@ -375,3 +377,43 @@ def test_a_policy_with_only_remote_options_still_decides():
     for policy in (Deadline(), Latency()):
         assert chosen(policy, obs).remote
     assert isinstance(Deadline().decide(obs), Decision)
+
+
+# Scouting ------------------------------------------------------------------------------------------------
+
+
+def slow_link(**more):
+    """A link whose 10th percentile is far too slow for a deadline that its 90th would meet."""
+    obs = observe(deadline_s=0.15, rtt=0.03, **more)
+    return obs._replace(goodput=Estimate(1e6, 5e4, 4e6))
+
+
+def test_a_request_scouts_a_link_that_looks_too_slow_once_nothing_was_sent_for_long():
+    policy = Deadline()
+    assert not chosen(policy, slow_link(unsent_s=0.5)).remote
+    scout = policy.decide(slow_link(unsent_s=1.5))
+    assert TABLE[int(scout.option)] is CLOUD  # the most accurate that the link at its best would carry
+    sentence = policy.explain(slow_link(unsent_s=1.5), scout)
+    assert "scouts the link" in sentence
+    assert "1.5 s" in sentence
+
+
+def test_nothing_scouts_without_an_answer_at_hand_or_a_hope_or_a_link():
+    policy = Deadline()
+    assert not chosen(policy, slow_link(unsent_s=9.0, link_up=False)).remote
+    assert not chosen(policy, slow_link(unsent_s=9.0)._replace(rtt=Estimate(0.2, 0.1, 0.3))).remote
+    remotes = (SPLIT_A, SPLIT_B, CLOUD)
+    assert (
+        policy.decide(slow_link(options=remotes, unsent_s=9.0)).why
+        != policy.decide(slow_link(unsent_s=9.0)).why
+    )
+    assert not chosen(Deadline(scout_s=math.inf), slow_link(unsent_s=9.0)).remote
+
+
+def test_many_devices_scout_as_one_does():
+    unsent = np.array([0.5, 1.5, 9.0, 0.0])
+    up = np.array([True, True, False, True])
+    together = Deadline().decide(slow_link(unsent_s=unsent, link_up=up))
+    for n in range(4):
+        alone = Deadline().decide(slow_link(unsent_s=float(unsent[n]), link_up=bool(up[n])))
+        assert (int(together.option[n]), int(together.why[n])) == (alone.option, alone.why)
