@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import sys
 from collections.abc import Coroutine
 from dataclasses import asdict
@@ -32,6 +33,12 @@ app.add_typer(bundle_app, name="bundle")
 
 out = Console()
 err = Console(stderr=True)
+
+
+def _say(text: str) -> None:
+    """One line to stderr, never folded: logs and scripts read it too."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML); default: ./splitedge.toml if present.")
@@ -87,7 +94,7 @@ def serve(
 
     def ready(endpoint: str) -> None:
         names = ", ".join(str(path) for path in bundles)
-        err.print(f"serving {names} on {endpoint}; health and metrics on http://{settings.cloud.http}")
+        _say(f"serving {names} on {endpoint}; health and metrics on http://{settings.cloud.http}")
 
     _run(run_server(models, settings.cloud, ready=ready))
 
@@ -120,7 +127,7 @@ def edge(
     )
 
     def ready(address: str) -> None:
-        err.print(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")
+        _say(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")
 
     _run(run_edge_daemon(bundle, settings, ready))
 
@@ -148,8 +155,8 @@ def keys_new(
     from splitedge.keys import new_keys
 
     public = new_keys(directory, name)
-    err.print(f"wrote {public} (public: give it to the peer) and the private key beside it")
-    err.print(f"on the peer: splitedge keys trust {public.name}")
+    _say(f"wrote {public} (public: give it to the peer) and the private key beside it")
+    _say(f"on the peer: splitedge keys trust {public.name}")
 
 
 @keys_app.command("trust")
@@ -162,7 +169,7 @@ def keys_trust(
     from splitedge.keys import trust
 
     path = trust(directory, public_key, name)
-    err.print(f"trusted: {path}")
+    _say(f"trusted: {path}")
 
 
 @records_app.command("summary")
@@ -174,7 +181,8 @@ def records_summary(
 
     summary = read_records(path).summary()
     if as_json:
-        print(json.dumps(asdict(summary)))  # noqa: T201 - the machine-readable result
+        known = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(summary).items()}
+        print(json.dumps(known, allow_nan=False))  # noqa: T201 - the machine-readable result
     else:
         out.print(format_summary(summary))
 
@@ -202,7 +210,7 @@ def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory."
     from splitedge.bundle import verify
 
     manifest = verify(bundle)
-    err.print(f"{bundle}: every file is as it was saved; digest {manifest.digest}")
+    _say(f"{bundle}: every file is as it was saved; digest {manifest.digest}")
 
 
 @app.command("config")
@@ -249,11 +257,11 @@ def _mount_plugins() -> None:
 
 
 def main() -> None:
-    """Entry point: run a verb; a SplitedgeError ends as one line on stderr and exit status 1."""
+    """Entry point: run a verb; an error raised on purpose, or the system's, ends as one line and status 1."""
     try:
         _mount_plugins()
         app()
-    except SplitedgeError as error:
+    except (SplitedgeError, OSError) as error:
         err.print(f"[bold red]error[/bold red] ({type(error).__name__}): ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        _say(str(error))
         sys.exit(1)

@@ -165,7 +165,7 @@ class Summary:
     Attributes:
         requests: rows of the table.
         answered: requests that ended in an answer.
-        lost: requests that ended in an error.
+        failed: requests that ended in an error.
         errors: how many of each error.
         accuracy: share of right answers; NaN unless truth was given to `RecordTable.summary`.
         p50_s, p95_s, p99_s: quantiles of the latency of answered requests.
@@ -179,7 +179,7 @@ class Summary:
 
     requests: int
     answered: int
-    lost: int
+    failed: int
     errors: dict[str, int]
     accuracy: float
     p50_s: float
@@ -267,7 +267,7 @@ class RecordTable:
         return Summary(
             requests=len(self),
             answered=int(done.sum()),
-            lost=int((~done).sum()),
+            failed=int((~done).sum()),
             errors=_counts(self["error"][~done]),
             accuracy=self._accuracy(right, done),
             p50_s=float(quantiles[0]),
@@ -401,7 +401,7 @@ def format_summary(summary: Summary, title: str = "records") -> Table:
 def _lines(s: Summary) -> Iterator[tuple[str, str]]:
     yield "requests", str(s.requests)
     yield "answered", str(s.answered)
-    yield "lost", str(s.lost) + "".join(f"\n{count} {name}" for name, count in s.errors.items())
+    yield "failed", str(s.failed) + "".join(f"\n{count} {name}" for name, count in s.errors.items())
     if not math.isnan(s.accuracy):
         yield "accuracy", f"{s.accuracy:.1%}"
     yield "latency p50 / p95 / p99", f"{_ms(s.p50_s)} / {_ms(s.p95_s)} / {_ms(s.p99_s)}"

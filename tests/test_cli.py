@@ -7,6 +7,9 @@ import tomllib
 
 import pytest
 
+from splitedge.record import Record
+from splitedge.records import RecordStore
+
 VERBS = [
     "serve",
     "edge",
@@ -78,3 +81,24 @@ def test_keys_are_made_and_trusted(tmp_path):
     done = splitedge("keys", "trust", public, "--dir", tmp_path / "e")
     assert done.returncode == 0, done.stderr
     assert "trusted" in done.stderr
+
+
+def test_a_place_that_can_not_be_written_is_one_line_and_status_1(tmp_path):
+    done = splitedge("trace", "synth", tmp_path / "nowhere" / "lte.csv", "--seconds", 1)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "No such file or directory" in done.stderr
+
+
+def test_a_long_error_is_not_folded(tmp_path):
+    file = tmp_path / "splitedge.toml"
+    file.write_text('[edge]\nhtpp = "127.0.0.1:1"\n')
+    done = splitedge("config", "--config", file)
+    assert done.stderr.count("\n") == 1 and "Did you mean 'http'" in done.stderr
+
+
+def test_a_summary_as_json_has_null_where_nothing_is_known(tmp_path):
+    with RecordStore(tmp_path / "records.jsonl") as store:
+        store.append(Record(1, 0.0, error="Rejected"))
+    shown = splitedge("records", "summary", tmp_path / "records.jsonl", "--json").stdout
+    summary = json.loads(shown, parse_constant=pytest.fail)
+    assert (summary["failed"], summary["accuracy"], summary["p50_s"]) == (1, None, None)

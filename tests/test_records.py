@@ -213,7 +213,7 @@ def test_summary_counts_what_happened():
     rows.append(record(9, route="", error="DeadlineExceeded", met=False))
     right = np.array([True] * 6 + [False] * 4)
     summary = RecordTable.of(rows).summary(right)
-    assert (summary.requests, summary.answered, summary.lost) == (10, 9, 1)
+    assert (summary.requests, summary.answered, summary.failed) == (10, 9, 1)
     assert summary.errors == {"DeadlineExceeded": 1}
     assert summary.routes == {"exit": 1, "split": 8}
     assert summary.accuracy == pytest.approx(6 / 9)
