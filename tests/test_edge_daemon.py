@@ -351,7 +351,7 @@ def test_metrics_count_what_happened():
         async with daemon(EdgeDouble(options=(LOCAL, SPLIT)), policy="split") as (client, _):
             for _ in range(3):
                 await infer(client, {"inputs": [INPUT]})
-            await infer(client, {"inputs": [INPUT], "parameters": {"splitedge_route": "exit"}}, status=429)
+            await infer(client, {"inputs": [INPUT], "parameters": {"splitedge_route": "exit"}}, status=400)
             got = samples(await get(client, "/metrics"))
             assert got["splitedge_requests_total", "answered", "local"] == 3
             assert got["splitedge_requests_total", "Rejected", "none"] == 1

@@ -139,7 +139,7 @@ def test_an_edge_without_keys_at_a_cloud_with_keys_is_told_so(tmp_path, quiet):
 
     async def main():
         async with cloud(cloud_dir) as server, running(ZmqLink(server.endpoint, settings=FAST)) as runtime:
-            with pytest.raises(AuthenticationError, match="keys"):
+            with pytest.raises(AuthenticationError, match="one side has keys and the other none"):
                 await runtime.connected(5.0)
 
     asyncio.run(main())

@@ -74,6 +74,7 @@ class EdgeApi:
         self._inputs = oip.ports(model.assemble(oip.blank(specs)), specs, "input")
         self._outputs = oip.ports(model.finish(oip.blank(out), 1)[0], out, "output")
         self._answers_alone = any(not option.remote for option in model.options)
+        self._routes_here = {option.route for option in model.options}
         limits = HttpLimits(settings.receive_s, settings.max_connections, settings.max_body)
         app = guarded_app(limits)
         app.middlewares.insert(0, _json_errors)  # outside of the guard, whose errors it also puts in form
@@ -153,7 +154,12 @@ class EdgeApi:
         body = await request.read()
         asked = oip.read_request(body, request.headers.get(oip.HEADER_LENGTH), self._inputs)
         inputs = self._runtime.model.assemble(asked.tensors)
-        result = await self._runtime.infer(inputs, asked.deadline_s, asked.route)
+        try:
+            result = await self._runtime.infer(inputs, asked.deadline_s, asked.route)
+        except Rejected as error:
+            if asked.route is None or asked.route in self._routes_here:
+                raise
+            raise oip.RequestInvalid(f"Rejected: {error}") from error  # no use in asking again later
         answer, json_length = oip.write_response(asked, result, self._settings.name, self._version)
         if json_length is None:
             return web.Response(body=answer, content_type="application/json")

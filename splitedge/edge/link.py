@@ -229,19 +229,26 @@ class ZmqLink:
                 "run `splitedge keys trust` there"
             )
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._fail(
-                f"{self._endpoint} does not speak this protocol: one side has keys and the other none, "
-                "or it is no splitedge cloud"
-            )
+            self._fail(self._other_protocol())
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._failures += 1
             if self._failures >= _STORM:
-                self._fail(
-                    f"handshakes with {self._endpoint} keep failing: key mismatch? check that the trusted "
-                    "cloud key here is the one the cloud runs with"
-                )
+                # without keys there is nothing to mismatch: libzmq gave the same cause without its detail
+                self._fail(self._key_mismatch() if self._keys is not None else self._other_protocol())
         elif self._connected:
             self._set(LinkState(False, f"connection to {self._endpoint} lost"))
+
+    def _other_protocol(self) -> str:
+        return (
+            f"{self._endpoint} does not speak this protocol: one side has keys and the other none, "
+            "or it is no splitedge cloud"
+        )
+
+    def _key_mismatch(self) -> str:
+        return (
+            f"handshakes with {self._endpoint} keep failing: key mismatch? check that the trusted "
+            "cloud key here is the one the cloud runs with"
+        )
 
     def _fail(self, message: str) -> None:
         self._set(LinkState(False, message, AuthenticationError(message)))
