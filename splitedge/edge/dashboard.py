@@ -37,6 +37,11 @@ svg { width: 100%; height: 9rem; display: block; border-bottom: 1px solid var(--
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line);
          vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.ends { display: flex; justify-content: space-between; font-size: .85rem; }
+@media (max-width: 45rem) {  /* the reason on a line of its own below its request */
+  thead { display: none; } tr { display: grid; grid-template-columns: 3.5rem 1fr auto;
+    border-bottom: 1px solid var(--line); padding: .3rem 0; }
+  td { border: 0; padding: 0 .5rem 0 0; } td.more { display: none; } td.why { grid-column: 1 / -1; } }
 </style>
 </head>
 <body>
@@ -46,6 +51,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 <h2>Routes over the last five minutes</h2>
 <svg id="routes" viewBox="0 0 600 120" preserveAspectRatio="none" role="img"
      aria-label="Requests by route, one bar for five seconds"></svg>
+<p class="ends dim"><span>5 min ago</span><span>now</span></p>
 <p id="legend" class="legend dim"></p>
 <h2>Last decisions</h2>
 <div class="scroll"><table>
@@ -71,7 +77,7 @@ function figures(s) {
   const r = s.requests;
   const all = [["p50", ms(r.p50_s)], ["p95", ms(r.p95_s)], ["deadlines met", part(r.met)],
     ["in flight", s.in_flight], ["degraded", r.degraded + " of " + r.kept], ["errors", r.errors],
-    ["goodput (mean)", rate(s.link.goodput_bps[0])], ["goodput (10th)", rate(s.link.goodput_bps[1])],
+    ["goodput (mean)", rate(s.link.goodput_bps[0])], ["goodput (10th pct.)", rate(s.link.goodput_bps[1])],
     ["RTT (mean)", ms(s.link.rtt_s[0])], ["circuit", s.link.circuit]];
   if (s.battery !== null) all.push(["battery", part(s.battery)]);
   at("figures").replaceChildren(...all.map(([k, v]) => {
@@ -100,9 +106,9 @@ function bars(routes) {
 function row(r) {
   const tr = node("tr"), c = r.confidence;
   tr.append(node("td", r.request), node("td", r.option || r.error, r.error ? "bad" : ""),
-    node("td", ms(r.latency_s), "n"), node("td", r.bytes_up, "n"),
-    node("td", c === null ? "–" : c.toFixed(3), "n"),
-    node("td", (r.degraded ? "degraded: " : "") + r.reason));
+    node("td", ms(r.latency_s), "n"), node("td", r.bytes_up, "n more"),
+    node("td", c === null ? "–" : c.toFixed(3), "n more"),
+    node("td", (r.degraded ? "degraded: " : "") + r.reason, "why"));
   return tr;
 }
 async function get(path) {
@@ -114,7 +120,7 @@ async function draw() {
   try {
     const [s, records] = await Promise.all([get("status"), get("records?count=25")]);
     at("name").textContent = "splitedge: " + s.model + (s.draining ? " (shutting down)" : "");
-    at("link").textContent = (s.link.up ? "Cloud reachable. " : "No cloud: ") + s.link.reason;
+    at("link").textContent = s.link.up ? "Cloud connected" : "No cloud: " + s.link.reason;
     at("link").className = s.link.up ? "ok" : s.link.configured ? "bad" : "dim";
     figures(s); bars(s.routes);
     at("rows").replaceChildren(...records.records.map(row));
