@@ -188,7 +188,7 @@ class AllowList:
 
     def __init__(self, directory: Path | str) -> None:
         self._folder = Path(directory) / TRUSTED
-        self._signature: tuple[tuple[str, int, int], ...] | None = None
+        self._signature: tuple[tuple[str, int, int, int], ...] | None = None
         self._keys: dict[bytes, str] = {}
 
     def __contains__(self, key: bytes) -> bool:
@@ -211,24 +211,46 @@ class AllowList:
 
     def _refresh(self) -> None:
         try:
+            _refuse_writable(self._folder, self._folder.stat().st_mode)
             with os.scandir(self._folder) as entries:
                 files = [(e.name, e.stat()) for e in entries if e.name.endswith(".key")]
         except FileNotFoundError:
             files = []
         except OSError as error:
-            log.error("can not read %s (%s): nobody is trusted", self._folder, error.strerror)
+            self._nobody(f"can not read {self._folder}: {error.strerror}")
             files = []
-        signature = tuple(sorted((name, s.st_mtime_ns, s.st_size) for name, s in files))
+        except ConfigError as error:
+            self._nobody(str(error))
+            files = []
+        signature = tuple(sorted((name, s.st_mtime_ns, s.st_size, s.st_mode) for name, s in files))
         if signature == self._signature:
             return
         keys: dict[bytes, str] = {}
-        for name, _, _ in signature:
+        for name, _, _, mode in signature:
             try:
+                _refuse_writable(self._folder / name, mode)
                 keys[_read(self._folder / name, "public")] = name.removesuffix(".key")
             except ConfigError as error:
                 log.error("skipped: %s", error)
         self._keys, self._signature = keys, signature
         log.info("%d keys are trusted", len(keys))
+
+    def _nobody(self, why: str) -> None:
+        """Say once why nobody is trusted."""
+        if self._signature != ():
+            log.error("%s: nobody is trusted", why)
+
+
+def _refuse_writable(path: Path, mode: int) -> None:
+    """Whoever may write here decides who is trusted.
+
+    Raises:
+        ConfigError: any user of this machine may.
+    """
+    if mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"{path} can be written by anybody (mode {stat.S_IMODE(mode):04o}): chmod o-w {path}"
+        )
 
 
 class Authenticator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from splitedge.edge.runtime import EdgeRuntime
 from splitedge.edge.settings import EdgeSettings
 from splitedge.edge.threaded import ThreadedRuntime
 from splitedge.engine import Engine
-from splitedge.errors import ConfigError, LinkError
+from splitedge.errors import ConfigError, LinkError, Rejected
 from splitedge.keys import load_keys, trusted_key
 from splitedge.loopback import Loopback
 from splitedge.plan import Plan
@@ -103,7 +104,8 @@ class Running:
     def close(self) -> None:
         """Let requests in flight end, stop both halves, leave no thread."""
         if isinstance(self.link, Loopback):
-            self.threaded.submit(_shut(self.threaded.runtime, self.link)).result()
+            with contextlib.suppress(Rejected):  # closed already, or opened before a fork: not ours to stop
+                self.threaded.submit(_shut(self.threaded.runtime, self.link)).result()
         self.threaded.close()
 
 

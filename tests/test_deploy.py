@@ -1,8 +1,10 @@
 """The whole path in one process: a small CNN on real digits, cut, coded, answered, and why."""
 
 import asyncio
+import os
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -234,6 +236,22 @@ def test_closing_leaves_no_thread_and_no_way_to_call(model, x):
     assert set(threading.enumerate()) <= before
     with pytest.raises(ConfigError, match="closed"):
         deployment(x[:1])
+
+
+def test_a_forked_child_may_close_what_it_can_not_use(model, x):
+    with splitedge.deploy(model, x[:4], local=model, cut="down") as deployment:
+        deployment(x[:1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the threads that do not survive a fork
+            child = os.fork()
+        if child == 0:
+            try:
+                deployment.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert deployment(x[:1]).route is not None
 
 
 def test_records_go_to_a_file(model, x, tmp_path):

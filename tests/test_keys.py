@@ -104,6 +104,19 @@ def test_the_allow_list_follows_its_directory(tmp_path):
     assert key not in allow and allow.name_of(key) == ""
 
 
+def test_what_anybody_may_write_makes_nobody_trusted(tmp_path, caplog):
+    allow, key = AllowList(tmp_path), zmq.curve_keypair()[0]
+    path = keys.trust(tmp_path, key.decode(), "peer")
+    assert key in allow
+    for open_to_all, mode in ((path.parent, 0o777), (path, 0o666)):
+        safe = open_to_all.stat().st_mode & 0o777
+        open_to_all.chmod(mode)
+        assert key not in allow and key not in allow
+        assert caplog.text.count(f"chmod o-w {open_to_all}") == 1
+        open_to_all.chmod(safe)
+        assert key in allow
+
+
 @pytest.mark.parametrize(
     ("endpoint", "local"),
     [
