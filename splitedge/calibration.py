@@ -121,7 +121,7 @@ class Calibration:
                 tuple(float(v) for v in state["values"]),
                 int(state["rows"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"not the state of a calibration: {error!r}") from error
 
 

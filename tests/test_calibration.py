@@ -134,6 +134,7 @@ def test_a_foreign_state_is_refused() -> None:
         good | {"values": [*good["values"][:-1], math.nan]},
         good | {"values": good["values"][:-1]},
         good | {"knots": None},
+        good | {"rows": math.inf},
     ):
         with pytest.raises(ConfigError):
             Calibration.from_state(bad)
