@@ -170,7 +170,8 @@ async def litserve_client(port: int) -> AsyncIterator[dict[str, Ask]]:
     """aiohttp with connections kept open."""
     import aiohttp
 
-    connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
+    # the server closes connections idle for 5 s, as they are while others have their turn
+    connector = aiohttp.TCPConnector(limit=IN_FLIGHT, keepalive_timeout=1.0)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as session:
         await _until_healthy(session)
 

@@ -79,7 +79,7 @@ def main(as_json: bool = False) -> None:
 
 def _deploy(data: Digits, work: Path, display: _Display) -> tuple[Path, Path]:
     """Train, deploy with and without the exit, save both bundles."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # faster on small frames, and two threads wait for each other on a busy machine
     model = train(data.train, progress=lambda share: display("training the CNN", share))
     display("fitting the exit", 0.0)
     full, bare = work / "full", work / "bare"

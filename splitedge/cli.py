@@ -137,7 +137,10 @@ def explain(
     bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
     plot: Annotated[Path | None, typer.Option(help="Also draw it to this PNG.")] = None,
 ) -> None:
-    """Show a bundle's cuts, what crosses them, and which route wins at which bandwidth."""
+    """Show a bundle's cuts, what crosses them, and which route wins at which bandwidth.
+
+    [bold]Example[/bold]: splitedge explain my-bundle --plot routes.png
+    """
     import splitedge
 
     with splitedge.load(bundle, side="both") as deployment:
@@ -151,7 +154,10 @@ def keys_new(
         "keys"
     ),
 ) -> None:
-    """Make a key pair. The private half never leaves this machine; give the .key file to the peer."""
+    """Make a key pair. The private half never leaves this machine; give the .key file to the peer.
+
+    [bold]Example[/bold]: splitedge keys new camera-3 --dir keys
+    """
     from splitedge.keys import new_keys
 
     public = new_keys(directory, name)
@@ -165,18 +171,39 @@ def keys_trust(
     name: Annotated[str | None, typer.Option(help="What to call the peer; default: its file's name.")] = None,
     directory: Annotated[Path, typer.Option("--dir", help="This machine's key directory.")] = Path("keys"),
 ) -> None:
-    """Trust a peer's public key. A running server sees the change at once."""
+    """Trust a peer's public key. A running server sees the change at once.
+
+    [bold]Example[/bold]: splitedge keys trust camera-3.key --dir keys
+    """
     from splitedge.keys import trust
 
     path = trust(directory, public_key, name)
     _say(f"trusted: {path}")
 
 
+@keys_app.command("list")
+def keys_list(
+    directory: Annotated[Path, typer.Option("--dir", help="This machine's key directory.")] = Path("keys"),
+) -> None:
+    """Show this machine's own keys and the peers it trusts (public halves only)."""
+    found = sorted(directory.glob("*.key")), sorted((directory / "trusted").glob("*.key"))
+    if not any(found):
+        raise ConfigError(
+            f"no keys in {directory}; make a pair with 'splitedge keys new NAME --dir {directory}'"
+        )
+    for kind, files in zip(("own", "trusted"), found, strict=True):
+        for file in files:
+            out.print(f"{kind:8} {file.stem:20} {file.read_text().strip()}", highlight=False, soft_wrap=True)
+
+
 @records_app.command("summary")
 def records_summary(
     path: Annotated[Path, typer.Argument(help="A file of records (.jsonl or .npz).")], as_json: Json = False
 ) -> None:
-    """Requests, latency, deadlines met, bytes, joules and routes of a run."""
+    """Requests, latency, deadlines met, bytes, joules and routes of a run.
+
+    [bold]Example[/bold]: splitedge records summary records.jsonl
+    """
     from splitedge.records import format_summary, read_records
 
     summary = read_records(path).summary()
@@ -206,7 +233,10 @@ def records_convert(
 
 @bundle_app.command("check")
 def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory.")]) -> None:
-    """Verify every file of a bundle against its digest."""
+    """Verify every file of a bundle against its digest.
+
+    [bold]Example[/bold]: splitedge bundle check my-bundle
+    """
     from splitedge.bundle import verify
 
     manifest = verify(bundle)
@@ -215,7 +245,10 @@ def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory."
 
 @app.command("config")
 def config_show(config: ConfigFile = None, as_json: Json = False) -> None:
-    """Show every setting as it stands, from defaults, file and SPLITEDGE_SECTION__KEY variables."""
+    """Show every setting as it stands, from defaults, file and SPLITEDGE_SECTION__KEY variables.
+
+    [bold]Example[/bold]: splitedge config > splitedge.toml, then edit it
+    """
     from splitedge.config import load_settings
 
     values = load_settings(config).model_dump(mode="json")

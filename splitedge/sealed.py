@@ -233,7 +233,9 @@ def _check_listing(root: Path, files: Mapping[str, dict[str, Any]], halves: tupl
         present.add(name)
     for name in files:
         if name.split("/")[0] in halves and name not in present:
-            raise BundleError(f"{root}: '{name}' is missing")
+            half = name.partition("/")[0]
+            why = f": it holds only the other half, load that or copy '{half}/'" if _lacks(root, half) else ""
+            raise BundleError(f"{root}: '{name}' is missing{why}")
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int]]:
@@ -292,3 +294,8 @@ def _sha256(path: Path, name: str, size: int) -> str:
             h.update(block)
             left -= len(block)
     return h.hexdigest()
+
+
+def _lacks(root: Path, half: str) -> bool:
+    """Whether a whole half of a bundle is absent, as on a machine that needs only the other."""
+    return half in HALVES and not (root / half).exists()

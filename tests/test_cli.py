@@ -81,6 +81,10 @@ def test_keys_are_made_and_trusted(tmp_path):
     done = splitedge("keys", "trust", public, "--dir", tmp_path / "e")
     assert done.returncode == 0, done.stderr
     assert "trusted" in done.stderr
+    shown = splitedge("keys", "list", "--dir", tmp_path / "e").stdout
+    assert "trusted" in shown
+    assert public.read_text().strip() in shown
+    assert splitedge("keys", "list", "--dir", tmp_path / "none").returncode == 1
 
 
 def test_a_place_that_can_not_be_written_is_one_line_and_status_1(tmp_path):
