@@ -48,6 +48,7 @@ def deploy(
     cloud_speed: float | None = None,
     records: Path | str | None = None,
     settings: EngineSettings | None = None,
+    power: str = "none",
     effort: Effort | None = None,
 ) -> Deployment:
     """Divide a model between this device and a cloud, ready to answer.
@@ -74,6 +75,7 @@ def deploy(
             search for cuts alone, a cloud of unknown speed is taken to be 8 times faster.
         records: append one row a request to this file (`.jsonl`).
         settings: the engine's.
+        power: name of the profile that joules are modelled with (`splitedge.power.PROFILES`).
         effort: how much to measure.
 
     Raises:
@@ -110,7 +112,9 @@ def deploy(
         cloud_speed=cloud_speed or 1.0,
         profile=_profile(pieces, example_inputs),
     )
-    return Deployment(plan, policy=policy, cloud=cloud, keys=keys, records=records, settings=settings)
+    return Deployment(
+        plan, policy=policy, cloud=cloud, keys=keys, records=records, settings=settings, power=power
+    )
 
 
 def _profile(pieces: Pieces, example: Any) -> Profile | None:

@@ -109,10 +109,33 @@ def load_edge(directory: Path | str, *, digest: str | None = None) -> EdgeSegmen
     return plan.edge(found.digest)
 
 
-def load_cloud(directory: Path | str, *, digest: str | None = None) -> CloudSegments:
-    """The cloud's half of a bundle, as the server takes it. Opens no file of the other half."""
+def load_cloud(directory: Path | str, *, digest: str | None = None, device: str = "auto") -> CloudSegments:
+    """The cloud's half of a bundle, as the server takes it. Opens no file of the other half.
+
+    Args:
+        directory: the bundle.
+        digest: refuse any other bundle than this one.
+        device: where the tail runs, as torch names it; `auto` is `cuda` where there is one, else `cpu`.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+        ConfigError: there is no such device here.
+    """
+    where = _device(device)
     plan, found = load_plan(directory, "cloud", digest=digest)
-    return plan.cloud(found.digest)
+    return plan.cloud(found.digest, where)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"device '{name}' can not be used here ({why}); take 'cpu' or 'auto'") from None
+    return device
 
 
 def verify(directory: Path | str, side: Side = "both") -> Sealed:

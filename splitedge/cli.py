@@ -79,6 +79,9 @@ def serve(
     http: Annotated[
         str | None, typer.Option(help="host:port for health and /metrics; loopback only by default.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where tails run: auto (a GPU where there is one), cpu, cuda, cuda:1.")
+    ] = "auto",
     config: ConfigFile = None,
 ) -> None:
     """Serve the tails of one or more bundles to edges. Stops gracefully on SIGTERM and Ctrl-C.
@@ -90,7 +93,7 @@ def serve(
     from splitedge.config import load_settings
 
     settings = load_settings(config, {"cloud": {"listen": listen, "keys": keys, "http": http}})
-    models = [load_cloud(path) for path in bundles]
+    models = [load_cloud(path, device=device) for path in bundles]
 
     def ready(endpoint: str) -> None:
         names = ", ".join(str(path) for path in bundles)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from splitedge.codec import Codec, load_codec
 from splitedge.policy import Option
 from splitedge.profile import Profile
@@ -105,7 +107,7 @@ class Plan:
             self.batchable,
         )
 
-    def cloud(self, digest: str) -> CloudSegments:
+    def cloud(self, digest: str, device: torch.device | None = None) -> CloudSegments:
         """The cloud's half, likewise."""
         first = min(self.cuts)
         return CloudSegments(
@@ -115,6 +117,7 @@ class Plan:
             {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
             self.answers.specs,
             self.mergeable,
+            device,
         )
 
     def boundaries_by_name(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
@@ -303,6 +304,7 @@ class CloudSegments:
         decoders: codec by cut name, "" for the input codec.
         output_specs: flat tensors of the model's output.
         batchable: whether rows of several requests may run as one batch.
+        device: where the tail runs; its segments are moved there.
     """
 
     def __init__(
@@ -313,11 +315,16 @@ class CloudSegments:
         decoders: Mapping[str, Codec],
         output_specs: Sequence[TensorSpec],
         batchable: bool,
+        device: torch.device | None = None,
     ) -> None:
         self._digest = digest
         self._index = {boundary.name: i for i, boundary in enumerate(boundaries)}
         self._last = len(boundaries)
+        self._device = device
         self._segments = dict(segments)
+        for segment in self._segments.values():
+            if device is not None and isinstance(segment, nn.Module):
+                segment.to(device)
         self._output_specs = tuple(output_specs)
         self._batchable = batchable
         self._decoders = {Lane(digest, cut, codec.id): codec for cut, codec in decoders.items()}
@@ -356,6 +363,8 @@ class CloudSegments:
     def tail(self, lane: Lane, tensors: Tensors) -> Tensors:
         """Run the segments from the lane's cut to the output."""
         with torch.inference_mode():
+            if self._device is not None:
+                tensors = tuple(tensor.to(self._device) for tensor in tensors)
             for i in range(self._index[lane.cut], self._last):
                 tensors = tuple(self._segments[i](*tensors))
             return tuple(tensor.cpu().contiguous() for tensor in tensors)

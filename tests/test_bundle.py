@@ -267,3 +267,21 @@ def test_both_halves_may_be_loaded_and_a_server_asked(saved, x):
         torch.testing.assert_close(loaded(x, route="split").output, outputs["split"], atol=1e-6, rtol=1e-6)
         with pytest.raises(ConfigError, match="in this process only"):
             loaded.outage("no")
+
+
+def test_the_cloud_runs_where_it_is_told_to_or_says_why_not(saved):
+    half = bundle.load_cloud(saved[0], device="cpu")
+    lane = half.lanes[-1]
+    inputs = tuple(torch.rand(spec.shape_at(2)) for spec in half.cut_specs(lane))
+    (logits,) = half.tail(lane, inputs)
+    (again,) = bundle.load_cloud(saved[0]).tail(lane, inputs)
+    assert logits.device.type == again.device.type == "cpu"
+    assert torch.allclose(logits, again, atol=1e-4)
+    with pytest.raises(ConfigError, match="device 'gpu'"):
+        bundle.load_cloud(saved[0], device="gpu")
+
+
+def test_joules_are_modelled_by_the_profile_asked_for(model, x):
+    with splitedge.deploy(model, x, local=model, cut="a", codec="raw", power="phone-lte") as deployment:
+        assert deployment(x[:1], route="local").energy_j > 0.0
+        assert deployment(x[:1], route="split").energy_j > 0.0
