@@ -13,6 +13,8 @@ class EngineSettings(BaseModel):
         patience_s: seconds a request without a deadline waits for the cloud, at least, before the
             device answers it; a slower prediction (times `overdue_factor`) makes it wait longer.
         margin_s: seconds kept free before a deadline, for the shell to hand the answer over.
+        guard_slack_s: the fall-back begins this much before the last moment (at most a quarter of the time
+            left), because the shell may be woken late and the device slower than its 95th percentile.
         max_in_flight: requests accepted at once; more are rejected.
         compute_slots: stages the device computes at once.
         max_attempts: sendings of one request, the first included.
@@ -35,6 +37,7 @@ class EngineSettings(BaseModel):
     default_timeout_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
     patience_s: float = Field(default=3.0, gt=0, le=3600, allow_inf_nan=False)
     margin_s: float = Field(default=0.005, ge=0, le=10, allow_inf_nan=False)
+    guard_slack_s: float = Field(default=0.02, ge=0, le=10, allow_inf_nan=False)
     max_in_flight: int = Field(default=256, ge=1, le=1_000_000)
     compute_slots: int = Field(default=1, ge=1, le=1024)
     max_attempts: int = Field(default=5, ge=1, le=100)

@@ -106,7 +106,8 @@ class Settling:
         own = self._paths.cost_s(r, self._paths.final[best], quantile=True)
         # Requests that wait for the same cloud would all need the device at once: leave room for
         # theirs too, but never give up more than half of the time left for that.
-        latest = r.answer_by - own - self._compute.residual_s(now)
+        slack = min(self.settings.guard_slack_s, 0.25 * (r.answer_by - now))
+        latest = r.answer_by - own - self._compute.residual_s(now) - slack
         early = latest - (self._pending_s - least)
         if len(self._requests) > 1:
             early -= self._paths.longest_s  # a stage that has begun is not interrupted

@@ -189,6 +189,21 @@ def test_without_a_reply_the_fall_back_answers_before_the_deadline():
     assert bench.replied(0.09, 1) == []  # too late: ignored
 
 
+def test_the_guard_begins_early_enough_for_a_shell_that_is_woken_late():
+    bench = Bench(CLOUD, options=(EXIT1, CLOUD), guard_slack_s=0.02)
+    bench.at(0.0, Arrived(1, deadline_s=0.2))
+    bench.encoded(0.003, 1)
+    strict = Bench(CLOUD, options=(EXIT1, CLOUD))
+    strict.at(0.0, Arrived(1, deadline_s=0.2))
+    strict.encoded(0.003, 1)
+    assert bench.engine.wake_at == pytest.approx(strict.engine.wake_at - 0.02)
+    late = strict.engine.wake_at + 0.004  # 24 ms after the engine asked to be woken
+    assert only(bench.at(late, Tick()), Run).stage == RUN_EXIT1
+    answer = only(bench.at(late + 0.003, StageDone(1, RUN_EXIT1, 0.003, confidence=0.8)), Answer)
+    assert answer.source is Source.EXIT
+    assert answer.record.met
+
+
 def test_a_tight_deadline_gets_the_cheaper_exit():
     bench = Bench(CLOUD)
     bench.at(0.0, Arrived(1, deadline_s=0.012))
