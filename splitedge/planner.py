@@ -66,8 +66,10 @@ def _remote(
     plan: Plan, costs: Costs, boundary: int, level: int, edge_speed: float, cloud_speed: float
 ) -> Option:
     key = boundary, level
-    edge = (costs.head(boundary) + costs.encode[key]) / edge_speed
-    cloud = (costs.decode[key] + costs.tail(boundary)) / cloud_speed
+    edge = (costs.head(plan.source(boundary)) + costs.encode[key]) / edge_speed
+    cloud = costs.decode[key] / cloud_speed
+    if plan.codecs[boundary].gives == "cut":
+        cloud = cloud + costs.tail(boundary) / cloud_speed
     option = Option(
         Route.SPLIT if boundary else Route.CLOUD,
         cut=plan.boundaries[boundary].name if boundary else None,
