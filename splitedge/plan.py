@@ -141,7 +141,9 @@ class Plan:
     @property
     def cloud_start(self) -> int:
         """The first boundary the cloud runs segments from; the number of boundaries where it runs none."""
-        return min((cut for cut in self.cuts if self.codecs[cut].gives == "cut"), default=len(self.boundaries))
+        return min(
+            (cut for cut in self.cuts if self.codecs[cut].gives == "cut"), default=len(self.boundaries)
+        )
 
     @property
     def mergeable(self) -> bool:

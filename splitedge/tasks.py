@@ -48,8 +48,9 @@ def _copy(plan: Plan, index: int) -> Program:
     segment = plan.segments[index]
     if not isinstance(segment, Program):
         raise ConfigError(
-            f"the part of the model behind '{plan.boundaries[index].name or 'the input'}' could not be captured "
-            f"(it is a {type(segment).__name__}): a learned codec can not be trained through it; take codec 'int8'"
+            f"the part of the model behind '{plan.boundaries[index].name or 'the input'}' could not be "
+            f"captured (it is a {type(segment).__name__}): a learned codec can not be trained through it; "
+            "take codec 'int8'"
         )
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
