@@ -176,9 +176,6 @@ def _at_cut(choice: Choice, pieces: Pieces, cut: int, notes: list[str]) -> tuple
         notes.append(f"codec '{codec.name}' on {where}: the default '{choice}' can not work there ({error})")
         return codec, None
     codec = _plain(plain, specs, where, notes)
-    notes.append(
-        f"codec '{codec.name}' on {where} until fit(train, val) has trained the learned codec '{choice}'"
-    )
     return codec, Recipe(choice.name, source, choice.options)
 
 

@@ -97,10 +97,13 @@ class Answers:
     Attributes:
         structure: of the model's output.
         scale: calibration of the whole model's confidence; None before it is fitted.
+        coded: calibration of what is answered through a learned codec, by the option's name: its logits are
+            not the whole model's.
     """
 
     structure: Structure
     scale: Calibration | None = None
+    coded: Mapping[str, Calibration] = field(default_factory=dict)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -123,6 +126,10 @@ class Answers:
         ):
             return None
         return index
+
+    def scale_of(self, option: Option) -> Calibration | None:
+        """The calibration of a remote option's answers."""
+        return self.coded.get(option.name, self.scale)
 
     def whole(self, tensors: Tensors, scale: Calibration | None) -> tuple[Any, float]:
         """The model's output from its flat tensors, and the least confidence (NaN for no classifier)."""
@@ -255,9 +262,11 @@ class EdgeSegments:
                 return self._run_exit(flow, self._exits[stage.number])
             return self._run_encode(flow, self._options[stage.number])
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
-        """The cloud's flat tensors as the model's output, with confidence."""
-        return self._answers.whole(tensors, self._answers.scale)
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
+        """The cloud's flat tensors as the model's output, with confidence as the option's answers have."""
+        answers = self._answers
+        scale = answers.scale if option is None else answers.scale_of(self._options[option])
+        return answers.whole(tensors, scale)
 
     def _run_local(self, flow: SegmentFlow) -> Outcome:
         if self._local is None:
