@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from splitedge.bundle import load_plan, save_plan
+from splitedge.choice import CodecLike, choose
 from splitedge.edge.link import Link
 from splitedge.errors import BundleError, ConfigError
 from splitedge.evaluation import Evaluation, evaluate
@@ -29,6 +30,7 @@ from splitedge.sealed import Side
 from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
 from splitedge.thresholds import Threshold
+from splitedge.trained import with_codec
 
 RECENT = 10_000
 
@@ -169,6 +171,7 @@ class Deployment:
         augment: Literal["auto", "none", "flip", "flip-crop"] | Augment = "auto",
         checkpoint: Path | str | None = None,
         schedule: Schedule | None = None,
+        codec: CodecLike | None = None,
     ) -> FitReport:
         """Train learned codecs and exits, calibrate every confidence and codec, measure every option.
 
@@ -186,6 +189,7 @@ class Deployment:
             augment: of the rows learned codecs are trained on (`learning.Schedule`).
             checkpoint: directory from which their training is resumed.
             schedule: all these in one, in their place.
+            codec: a learned codec for every cut, in place of those that `deploy` was asked for.
 
         Raises:
             ConfigError: too few rows, labels that do not fit, a model that is no classifier, training that
@@ -206,7 +210,8 @@ class Deployment:
         rows = self._gather(train, "train")
         held = None if val is None else self._gather(val, "val")
         self._stop()
-        plan, report = fit_plan(self._plan, rows, held, schedule or fields)
+        asked = self._plan if codec is None else with_codec(self._plan, choose(codec))
+        plan, report = fit_plan(asked, rows, held, schedule or fields)
         self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)

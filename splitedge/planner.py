@@ -180,7 +180,7 @@ def shortlist(nbytes: Sequence[int], tail_share: Sequence[float], most: int = 12
 
 def narrowest(nbytes: Sequence[int], tail_share: Sequence[float]) -> int:
     """The cut for a learned codec that replaces the head: of those that leave the tail most of the work,
-    the one crossed by the fewest raw bytes, the earliest of equals.
+    the one crossed by the fewest raw bytes; the earliest of equals, but behind what costs nothing (a ReLU).
 
     Its encoder and its payload are the same wherever the decoder leads to, so that seconds and bytes do not
     choose: what is to be reproduced should be small, and the trained layers behind it many. Where every cut
@@ -188,4 +188,6 @@ def narrowest(nbytes: Sequence[int], tail_share: Sequence[float]) -> int:
     """
     most = max(tail_share)
     useful = [i for i, share in enumerate(tail_share) if share >= min(MOST_OF_MODEL, most)]
-    return min(useful, key=lambda i: (nbytes[i], i))
+    first = min(useful, key=lambda i: (nbytes[i], i))
+    same = [i for i in useful if nbytes[i] == nbytes[first] and tail_share[first] - tail_share[i] < SAME_WORK]
+    return max(same)

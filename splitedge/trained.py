@@ -23,6 +23,26 @@ BATCH = 128
 LOOK = Effort(rows=4, repeats=3, warm_up=1)
 
 
+def with_codec(plan: Plan, choice: Choice) -> Plan:
+    """The plan with a recipe for this learned codec at every cut, in place of those it has.
+
+    Raises:
+        ConfigError: the codec needs no training.
+        CodecError: it can not stand at one of the cuts.
+    """
+    kind = choice.learned
+    if kind is None:
+        raise ConfigError(
+            f"codec '{choice}' needs no training: fit takes learned codecs, name this one to deploy(codec=...)"
+        )
+    recipes = {}
+    for cut in filter(None, plan.cuts):
+        source = cut if kind.reads_cut else 0
+        choice.check(plan.boundaries[source].specs, plan.boundaries[cut].specs)
+        recipes[cut] = Recipe(choice.name, source, choice.options)
+    return replace(plan, recipes=recipes)
+
+
 def train_codecs(
     plan: Plan, train: LabelledRows, stop: LabelledRows, schedule: Schedule
 ) -> tuple[Plan, tuple[TrainedCodec, ...]]:
