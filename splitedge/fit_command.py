@@ -39,7 +39,7 @@ def fit(
 ) -> None:
     """Train a bundle's codecs and exits on your own rows, calibrate and measure; write a fitted bundle.
 
-    [bold]Example[/bold]: splitedge fit my-bundle --data train.npz --val val.npz --codec bottleneck --budget 600
+    [bold]Example[/bold]: splitedge fit my-bundle --data train.npz --val val.npz --codec bottleneck
     with numpy.savez("train.npz", x=images, y=classes); never give it the rows you test on.
     """
     import splitedge

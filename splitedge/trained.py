@@ -33,7 +33,7 @@ def with_codec(plan: Plan, choice: Choice) -> Plan:
     kind = choice.learned
     if kind is None:
         raise ConfigError(
-            f"codec '{choice}' needs no training: fit takes learned codecs, name this one to deploy(codec=...)"
+            f"codec '{choice}' needs no training: fit takes learned codecs; name this one to deploy(codec=)"
         )
     recipes = {}
     for cut in filter(None, plan.cuts):
