@@ -185,6 +185,7 @@ def _entry(plan: Plan) -> PlanEntry:
         inputs=plan.inputs.to_json(),
         outputs=plan.answers.structure.to_json(),
         scale=_state(plan.answers.scale),
+        main=plan.answers.main,
         coded_scales={name: scale.state() for name, scale in plan.answers.coded.items()},
         boundaries=[BoundaryEntry.of(boundary) for boundary in plan.boundaries],
         cuts=list(plan.cuts),
@@ -249,10 +250,12 @@ def _local(root: Path, entry: PlanEntry) -> Local | None:
 
 
 def _answers(entry: PlanEntry) -> Answers:
-    coded = {
-        name: scale for name, state in entry.coded_scales.items() if (scale := _scale(state)) is not None
-    }
-    return Answers(Structure.from_json(entry.outputs), _scale(entry.scale), coded)
+    structure = Structure.from_json(entry.outputs)
+    if entry.main is not None and entry.main not in structure.tree.keys:
+        raise BundleError(f"'manifest.json': the output has no task '{entry.main}'")
+    scales = {name: _scale(state) for name, state in entry.coded_scales.items()}
+    coded = {name: scale for name, scale in scales.items() if scale is not None}
+    return Answers(structure, _scale(entry.scale), coded, entry.main)
 
 
 def _scale(state: Mapping[str, Any] | None) -> Calibration | None:

@@ -142,7 +142,7 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
             recipes[i] = recipe
     if wanted.input_codec is not None:
         codecs[0] = _plain(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
-    answers = Answers(pieces.outputs)
+    answers = Answers(pieces.outputs, main=pieces.main)
     return Plan(
         inputs=pieces.inputs,
         answers=answers,

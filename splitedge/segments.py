@@ -99,11 +99,13 @@ class Answers:
         scale: calibration of the whole model's confidence; None before it is fitted.
         coded: calibration of what is answered through a learned codec, by the option's name: its logits are
             not the whole model's.
+        main: the task that confidence and accuracy are about, where the output is a dict of several tasks.
     """
 
     structure: Structure
     scale: Calibration | None = None
     coded: Mapping[str, Calibration] = field(default_factory=dict)
+    main: str | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -113,12 +115,12 @@ class Answers:
     @property
     def logits(self) -> int | None:
         """Which flat tensor holds the logits: the only one, or the one named so; None for no classifier."""
-        tree = self.structure.tree
-        index = 0 if tree.kind == "tensor" else None
+        tree, before = self._task()
+        index = before if tree.kind == "tensor" else None
         if tree.kind in NAMED and "logits" in tree.keys:
             at = tree.keys.index("logits")
             if tree.items[at].kind == "tensor":
-                index = sum(leaves(child) for child in tree.items[:at])
+                index = before + sum(leaves(child) for child in tree.items[:at])
         if (
             index is None
             or len(self.specs[index].shape) != 2
@@ -126,6 +128,14 @@ class Answers:
         ):
             return None
         return index
+
+    def _task(self) -> tuple[Tree, int]:
+        """The tree of the main task's output, and how many tensors stand before it."""
+        tree = self.structure.tree
+        if self.main is None:
+            return tree, 0
+        at = tree.keys.index(self.main)
+        return tree.items[at], sum(leaves(child) for child in tree.items[:at])
 
     def scale_of(self, option: Option) -> Calibration | None:
         """The calibration of a remote option's answers."""
@@ -140,13 +150,14 @@ class Answers:
 
     def partial(self, logits: torch.Tensor) -> Any:
         """The output of an exit: `{"logits": ...}` in the model's own type where its output names logits,
-        else the bare tensor.
+        else the bare tensor. Of several tasks an exit answers the main one only.
         """
-        tree = self.structure.tree
-        if tree.kind not in NAMED:
-            return logits
-        only = Structure(Tree(tree.kind, (LEAF,), ("logits",), tree.name), (spec_of(logits),))
-        return only.unflatten([logits])
+        tree, _ = self._task()
+        found: Any = logits
+        if tree.kind in NAMED:
+            only = Structure(Tree(tree.kind, (LEAF,), ("logits",), tree.name), (spec_of(logits),))
+            found = only.unflatten([logits])
+        return found if self.main is None else {self.main: found}
 
 
 def leaves(tree: Tree) -> int:
