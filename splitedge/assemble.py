@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from splitedge.choice import CodecLike, Default, choose
 from splitedge.costs import Costs, Effort, measure
 from splitedge.deployment import Deployment
-from splitedge.draft import Default, Places, Wanted, draft, search
+from splitedge.draft import Places, Wanted, draft, search
 from splitedge.errors import ConfigError, PartitionError
 from splitedge.partition import Cut, Graph, capture
 from splitedge.pieces import Pieces, divide, join, whole_program
@@ -23,8 +24,9 @@ from splitedge.profile import Profile, profile
 from splitedge.rows import as_flat
 from splitedge.segments import Local
 from splitedge.settings import EngineSettings
+from splitedge.tails import Tails, check_tails, with_tails
 
-INT8 = Default("int8")
+CODEC = Default("int8")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
 PROFILE_S = 1.0
@@ -36,14 +38,15 @@ def deploy(
     *,
     exits: Sequence[str] | str = (),
     local: nn.Module | None = None,
-    codec: str = INT8,
-    input_codec: str | None = WEBP,
+    codec: CodecLike = CODEC,
+    input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] = "auto",
     cloud: str | None = None,
     keys: Path | str | None = None,
     head: nn.Module | None = None,
     tail: nn.Module | None = None,
+    tails: Mapping[str, nn.Module] | None = None,
     edge_speed: float = 1.0,
     cloud_speed: float | None = None,
     records: Path | str | None = None,
@@ -62,7 +65,9 @@ def deploy(
             dict of keyword arguments.
         exits: module paths after which to attach early exits.
         local: a complete small model with the same inputs and outputs, for route LOCAL.
-        codec: of the tensors at the cuts.
+        codec: of the tensors at the cuts, by name, with options as `"webp:qualities=[50]"` or
+            `("int8", {...})`. A learned codec is trained by `fit`; until then a plain one stands in, with a
+            note.
         input_codec: of the model's input, for route CLOUD; None for no such route. The default, webp,
             gives way to raw (with a note) where the input is no image.
         policy: by name (`deadline`, `confidence:0.98`, `static:split`) or an object.
@@ -71,6 +76,10 @@ def deploy(
             unpacked; `tcp://host:port` is a server with the saved bundle.
         keys: key directory for a cloud on another machine.
         head, tail: the manual form, for what can not be captured: `tail(*head(x))` is the model.
+        tails: extra tails by name, each taking the cut's tensors as its arguments: one payload is answered
+            by all, and the output is a dict with the model's own answer as `main`. There is one cut then,
+            and it is named. With `head=` and no `tail=` the first of them is the main task. Accuracy,
+            confidence and exits are the main task's.
         edge_speed, cloud_speed: how many times faster than this machine the two sides compute. For the
             search for cuts alone, a cloud of unknown speed is taken to be 8 times faster.
         records: append one row a request to this file (`.jsonl`).
@@ -87,13 +96,20 @@ def deploy(
     if example_inputs is None:
         raise ConfigError("deploy needs example_inputs: a typical batch, as the model takes it")
     paths = (exits,) if isinstance(exits, str) else tuple(exits)
-    wanted = Wanted(codec, input_codec, edge_speed, cloud_speed)
+    coded_input = None if input_codec is None else choose(input_codec)
+    wanted = Wanted(choose(codec), coded_input, edge_speed, cloud_speed)
     if model is None:
-        pieces, cuts, places = _by_hand(head, tail, example_inputs, paths, cut)
+        pieces, cuts, places = _by_hand(head, _one_tail(tail, tails), example_inputs, paths, cut)
+        if tail is None and tails:
+            pieces = replace(pieces, main=next(iter(tails)))
     elif head is not None or tail is not None:
         raise ConfigError("deploy takes a model, or head= and tail=, not both")
     else:
         pieces, cuts, places = _captured(model, example_inputs, paths, cut, wanted)
+    if tails is not None and pieces.main is None:
+        if model is not None and not (isinstance(cut, str) and cut != "auto"):
+            raise ConfigError("tails= take the tensors of one cut: name it (cut='layer2')")
+        pieces = with_tails(pieces, max(cuts), tails, as_flat(example_inputs, pieces.inputs))
     plan = draft(pieces, cuts, places, wanted)
     if local is not None:
         segment, batchable = whole_program(local, example_inputs, pieces, "local")
@@ -125,6 +141,13 @@ def _profile(pieces: Pieces, example: Any) -> Profile | None:
 
 
 # Pieces -----------------------------------------------------------------------------------------------
+
+
+def _one_tail(tail: nn.Module | None, tails: Mapping[str, nn.Module] | None) -> nn.Module | None:
+    if tail is not None or tails is None:
+        return tail
+    check_tails(tails)
+    return Tails(tails)
 
 
 def _by_hand(

@@ -83,7 +83,7 @@ def load_plan(
     edge = side != "cloud"
     plan = Plan(
         inputs=Structure.from_json(entry.inputs),
-        answers=Answers(Structure.from_json(entry.outputs), _scale(entry.scale)),
+        answers=_answers(entry),
         boundaries=boundaries,
         segments=_segments(found.directory, entry, side),
         cuts=tuple(entry.cuts),
@@ -185,6 +185,8 @@ def _entry(plan: Plan) -> PlanEntry:
         inputs=plan.inputs.to_json(),
         outputs=plan.answers.structure.to_json(),
         scale=_state(plan.answers.scale),
+        main=plan.answers.main,
+        coded_scales={name: scale.state() for name, scale in plan.answers.coded.items()},
         boundaries=[BoundaryEntry.of(boundary) for boundary in plan.boundaries],
         cuts=list(plan.cuts),
         codecs=[_codec_entry(plan, boundary, codec) for boundary, codec in sorted(plan.codecs.items())],
@@ -245,6 +247,15 @@ def _local(root: Path, entry: PlanEntry) -> Local | None:
     if entry.local is None:
         return None
     return Local(Program.load(root / "edge" / "local"), _scale(entry.local.scale))
+
+
+def _answers(entry: PlanEntry) -> Answers:
+    structure = Structure.from_json(entry.outputs)
+    if entry.main is not None and entry.main not in structure.tree.keys:
+        raise BundleError(f"'manifest.json': the output has no task '{entry.main}'")
+    scales = {name: _scale(state) for name, state in entry.coded_scales.items()}
+    coded = {name: scale for name, scale in scales.items() if scale is not None}
+    return Answers(structure, _scale(entry.scale), coded, entry.main)
 
 
 def _scale(state: Mapping[str, Any] | None) -> Calibration | None:

@@ -121,22 +121,22 @@ def _answer(
     shape = len(options), len(batch)
     correct, confidence, nbytes = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
     with torch.inference_mode():
-        reached = boundaries_of(plan, batch.inputs)
+        reached = boundaries_of(plan, batch.inputs, plan.edge_end)
         for i, option in enumerate(options):
-            logits, confidence[i], nbytes[i] = _by(plan, option, batch.inputs, reached, sizes)
+            logits, confidence[i], nbytes[i] = answer_by(plan, option, batch.inputs, reached, sizes)
             correct[i] = (logits.argmax(1) == batch.labels).numpy()
     return correct, confidence, nbytes
 
 
-def boundaries_of(plan: Plan, inputs: Tensors) -> list[Tensors]:
-    """The tensors at every boundary of a batch, and the model's output last."""
+def boundaries_of(plan: Plan, inputs: Tensors, last: int | None = None) -> list[Tensors]:
+    """The tensors of a batch at every boundary up to `last`; None goes on to the model's output."""
     reached = [inputs]
-    for i in range(len(plan.boundaries)):
+    for i in range(len(plan.boundaries) if last is None else last):
         reached.append(tuple(plan.segments[i](*reached[-1])))
     return reached
 
 
-def _by(
+def answer_by(
     plan: Plan, option: Option, inputs: Tensors, reached: list[Tensors], sizes: bool
 ) -> tuple[torch.Tensor, Floats, Floats | float]:
     """Logits, confidence and bytes of a batch by one option."""
@@ -155,7 +155,7 @@ def _by(
     if plan.codecs[boundary].gives == "cut":
         for i in range(boundary, len(plan.boundaries)):
             tensors = tuple(plan.segments[i](*tensors))
-    return tensors[at], confidence_of(tensors[at], plan.answers.scale), nbytes
+    return tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option)), nbytes
 
 
 def _through(codec: Codec, level: int, tensors: Tensors, sizes: bool) -> tuple[Tensors, Floats | float]:

@@ -173,6 +173,8 @@ class PlanEntry(_Entry):
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     scale: dict[str, Any] | None
+    main: str | None
+    coded_scales: dict[str, dict[str, Any]] = Field(max_length=MOST_OPTIONS)
     boundaries: list[BoundaryEntry] = Field(min_length=1, max_length=MOST_BOUNDARIES)
     cuts: list[int] = Field(min_length=1)
     codecs: list[CodecEntry]

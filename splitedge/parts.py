@@ -82,9 +82,9 @@ class EdgeModel(Protocol):
         """The flat tensors of the model's output, as the cloud returns them."""
         ...
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
         """Put the cloud's flat output tensors back into the model's output structure; with confidence
-        (NaN where the output is no classification).
+        (NaN where the output is no classification) as the answers of the option they came by have it.
         """
         ...
 

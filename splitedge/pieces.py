@@ -30,6 +30,7 @@ class Pieces:
         independent: whether a row's answer is the same whatever rows stand beside it; False where that
             could not be tried.
         notes: what a user should know.
+        main: the first of several tasks; None where the output is one task's.
     """
 
     inputs: Structure
@@ -41,6 +42,7 @@ class Pieces:
     independent: bool
     notes: list[str]
     graph: Graph | None = None
+    main: str | None = None
 
     @property
     def index(self) -> dict[str, int]:

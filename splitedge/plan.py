@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from splitedge.choice import Choice
 from splitedge.codec import Codec, load_codec
 from splitedge.learning import Recipe
 from splitedge.policy import Option
@@ -134,6 +135,27 @@ class Plan:
         return {boundary.name: i for i, boundary in enumerate(self.boundaries)}
 
     @property
+    def remarks(self) -> list[str]:
+        """The notes, and what became of the learned codecs."""
+        found = list(self.notes)
+        for cut, recipe in sorted(self.recipes.items()):
+            codec, name = self.codecs[cut].name, self.boundaries[cut].name
+            wanted = Choice(recipe.name, recipe.options)
+            if codec != recipe.name:
+                found.append(f"codec '{codec}' on cut '{name}' until fit(train, val) has trained '{wanted}'")
+            elif recipe.source != cut:
+                reads = self.boundaries[recipe.source].name or "the model's input"
+                found.append(
+                    f"codec '{wanted}' on cut '{name}': its encoder stands in for the head from {reads}"
+                )
+        return found
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole model is here: halves, and bundles with learned codecs, lack parts of it."""
+        return all(i in self.segments for i in range(len(self.boundaries)))
+
+    @property
     def edge_end(self) -> int:
         """The last boundary the edge reaches: the last that an encoder or an exit reads."""
         return max((*map(self.source, self.cuts), *(head.boundary for head in self.exits)))
@@ -141,7 +163,9 @@ class Plan:
     @property
     def cloud_start(self) -> int:
         """The first boundary the cloud runs segments from; the number of boundaries where it runs none."""
-        return min((cut for cut in self.cuts if self.codecs[cut].gives == "cut"), default=len(self.boundaries))
+        return min(
+            (cut for cut in self.cuts if self.codecs[cut].gives == "cut"), default=len(self.boundaries)
+        )
 
     @property
     def mergeable(self) -> bool:

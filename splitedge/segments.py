@@ -97,10 +97,15 @@ class Answers:
     Attributes:
         structure: of the model's output.
         scale: calibration of the whole model's confidence; None before it is fitted.
+        coded: calibration of what is answered through a learned codec, by the option's name: its logits are
+            not the whole model's.
+        main: the task that confidence and accuracy are about, where the output is a dict of several tasks.
     """
 
     structure: Structure
     scale: Calibration | None = None
+    coded: Mapping[str, Calibration] = field(default_factory=dict)
+    main: str | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -110,12 +115,12 @@ class Answers:
     @property
     def logits(self) -> int | None:
         """Which flat tensor holds the logits: the only one, or the one named so; None for no classifier."""
-        tree = self.structure.tree
-        index = 0 if tree.kind == "tensor" else None
+        tree, before = self._task()
+        index = before if tree.kind == "tensor" else None
         if tree.kind in NAMED and "logits" in tree.keys:
             at = tree.keys.index("logits")
             if tree.items[at].kind == "tensor":
-                index = sum(leaves(child) for child in tree.items[:at])
+                index = before + sum(leaves(child) for child in tree.items[:at])
         if (
             index is None
             or len(self.specs[index].shape) != 2
@@ -123,6 +128,18 @@ class Answers:
         ):
             return None
         return index
+
+    def _task(self) -> tuple[Tree, int]:
+        """The tree of the main task's output, and how many tensors stand before it."""
+        tree = self.structure.tree
+        if self.main is None:
+            return tree, 0
+        at = tree.keys.index(self.main)
+        return tree.items[at], sum(leaves(child) for child in tree.items[:at])
+
+    def scale_of(self, option: Option) -> Calibration | None:
+        """The calibration of a remote option's answers."""
+        return self.coded.get(option.name, self.scale)
 
     def whole(self, tensors: Tensors, scale: Calibration | None) -> tuple[Any, float]:
         """The model's output from its flat tensors, and the least confidence (NaN for no classifier)."""
@@ -133,13 +150,14 @@ class Answers:
 
     def partial(self, logits: torch.Tensor) -> Any:
         """The output of an exit: `{"logits": ...}` in the model's own type where its output names logits,
-        else the bare tensor.
+        else the bare tensor. Of several tasks an exit answers the main one only.
         """
-        tree = self.structure.tree
-        if tree.kind not in NAMED:
-            return logits
-        only = Structure(Tree(tree.kind, (LEAF,), ("logits",), tree.name), (spec_of(logits),))
-        return only.unflatten([logits])
+        tree, _ = self._task()
+        found: Any = logits
+        if tree.kind in NAMED:
+            only = Structure(Tree(tree.kind, (LEAF,), ("logits",), tree.name), (spec_of(logits),))
+            found = only.unflatten([logits])
+        return found if self.main is None else {self.main: found}
 
 
 def leaves(tree: Tree) -> int:
@@ -255,9 +273,11 @@ class EdgeSegments:
                 return self._run_exit(flow, self._exits[stage.number])
             return self._run_encode(flow, self._options[stage.number])
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
-        """The cloud's flat tensors as the model's output, with confidence."""
-        return self._answers.whole(tensors, self._answers.scale)
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
+        """The cloud's flat tensors as the model's output, with confidence as the option's answers have."""
+        answers = self._answers
+        scale = answers.scale if option is None else answers.scale_of(self._options[option])
+        return answers.whole(tensors, scale)
 
     def _run_local(self, flow: SegmentFlow) -> Outcome:
         if self._local is None:
