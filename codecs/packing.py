@@ -20,11 +20,14 @@ def pack(symbols: Symbols, sizes: Sequence[int]) -> bytes:
     widths = [(size - 1).bit_length() for size in sizes]
     if set(widths) == {8}:
         return symbols.tobytes()
-    parts = [
-        (channel[:, None] >> np.arange(width, dtype=np.uint8) & 1).ravel()
-        for channel, width in zip(symbols, widths, strict=True)
-    ]
-    return np.packbits(np.concatenate(parts), bitorder="little").tobytes()
+    n = symbols.shape[1]
+    bits = np.empty(n * sum(widths), np.uint8)
+    at = 0
+    for channel, width in zip(symbols, widths, strict=True):
+        for bit in range(width):
+            bits[at + bit : at + n * width : width] = channel >> bit & 1
+        at += n * width
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpack(body: memoryview | bytes, sizes: Sequence[int], n: int) -> Symbols:

@@ -99,9 +99,8 @@ class RangeCoder:
         if length > most:
             raise CodecError(f"body of {length} bytes; these symbols take at most {most}")
         if length == most:
-            symbols = unpack(body, self._sizes[:k], n)
-            found = symbols.reshape(k, rows, self.inner).transpose(1, 0, 2)
-            agrees = self._encode(found) == body
+            found = self._by_row(unpack(body, self._sizes[:k], n), rows)
+            agrees = len(self._coded(found)) >= most  # else that shorter form would have been sent
         else:
             found = self._decode(body, rows, k)
             agrees = self._coded(found) == body
@@ -143,7 +142,10 @@ class RangeCoder:
                     channel[:] = decode(model, channel.size)
         except AssertionError as error:  # how `constriction` says that no symbol has these bits
             raise CodecError("body damaged: no symbols have this beginning") from error
-        return found.reshape(channels, rows, self.inner).transpose(1, 0, 2)
+        return self._by_row(found, rows)
+
+    def _by_row(self, found: Symbols, rows: int) -> Symbols:
+        return found.reshape(len(found), rows, self.inner).transpose(1, 0, 2)
 
 
 def _ending(encoder: Any) -> bytes:

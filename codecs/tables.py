@@ -150,6 +150,8 @@ class Tables:
         Raises:
             CodecError: a symbol is beyond its channel's size.
         """
+        if symbols.ndim != 3:
+            raise CodecError(f"symbols are uint8 (rows, channels, inner), got shape {symbols.shape}")
         channels = symbols.shape[1]
         if channels > self.channels or (symbols >= self.sizes[:channels, None]).any():
             raise CodecError("symbols beyond these tables have no code length")
