@@ -1,11 +1,13 @@
 """Symbols to the bytes of their information content and back: a range coder that wastes under a byte.
 
 The coder is that of `constriction` (Bamler, arXiv 2201.01741; range coding: Martin, 1979): 32-bit words,
-a 64-bit range, models of 24 bits. Tables of integers that sum to 2**12 are handed over as float64, in
-which everything it does with them is exact, so no result depends on rounding. What it would write behind
+a 64-bit range, models of 24 bits. Tables of integers that sum to 2**12 or 2**24 are handed over as float64,
+in which everything it does with them is exact, so no result depends on rounding. What it would write behind
 the last symbol, one or two words, is replaced by the fewest bytes that always suffice (`_ending`).
 
 Symbols are coded channel by channel, each with the symbols of all rows: one call of the coder a channel.
+Where no symbol has more than 4 bits two neighbours of a channel are coded together: the outer product of
+their table with itself sums to 2**24, and one step of the coder costs less than two.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Any
 
 import constriction
 import numpy as np
+import numpy.typing as npt
 
 from splitedge.codecs.packing import pack, packed_bytes, unpack
-from splitedge.codecs.tables import Symbols, Tables
+from splitedge.codecs.tables import Ints, Symbols, Tables
 from splitedge.errors import CodecError
 
 _Encoder = constriction.stream.queue.RangeEncoder
@@ -53,11 +56,20 @@ class RangeCoder:
         self.inner = inner
         self._sizes = [int(size) for size in tables.sizes]
         self._greatest = (tables.sizes - 1).astype(np.uint8)[:, None]
+        # The same for all channels, whichever are used: a narrower body is coded alike.
+        self._width = (max(self._sizes) - 1).bit_length()
+        self._group = 2 if self._width <= 4 else 1
         # A channel of one symbol has nothing to say and takes no model.
-        self._models: list[Any] = [
+        self._alone: list[Any] = [
             _Model(table[:size].astype(np.float64), perfect=False) if size > 1 else None
             for table, size in zip(tables.frequencies, self._sizes, strict=True)
         ]
+        self._grouped = self._alone
+        if self._group > 1:
+            self._grouped = [
+                _Model(_joint(table, self._width), perfect=False) if size > 1 else None
+                for table, size in zip(tables.frequencies, self._sizes, strict=True)
+            ]
 
     def max_bytes(self, rows: int, channels: int | None = None) -> int:
         """The most bytes a body of `rows` can have: that of its symbols packed."""
@@ -86,7 +98,7 @@ class RangeCoder:
     def decode(self, body: memoryview | bytes, rows: int, channels: int | None = None) -> Symbols:
         """The symbols of a body, uint8 (rows, channels, inner), those that `encode` was given.
 
-        Takes memory for the result, and for one channel of it four times, whatever the body holds.
+        Takes memory for the result and at most six times as much for a moment, whatever the body holds.
 
         Raises:
             CodecError: no symbols have this body: it is truncated, too long or damaged.
@@ -125,27 +137,64 @@ class RangeCoder:
     def _coded(self, symbols: Symbols) -> bytes:
         encoder = _Encoder()
         encode = encoder.encode
-        by_channel = symbols.transpose(1, 0, 2)
-        for channel, model in zip(by_channel, self._models, strict=False):
+        channels = symbols.transpose(1, 0, 2).reshape(symbols.shape[1], -1)
+        whole = channels.shape[1] // self._group * self._group
+        grouped = self._joined(channels[:, :whole]).astype(np.int32)
+        rest = channels[:, whole:].astype(np.int32)
+        for some, left, model, alone in zip(grouped, rest, self._grouped, self._alone, strict=False):
             if model is not None:
-                encode(channel.ravel().astype(np.int32), model)
+                if whole:
+                    encode(some, model)
+                if left.size:
+                    encode(left, alone)
         return _ending(encoder)
 
     def _decode(self, body: memoryview | bytes, rows: int, channels: int) -> Symbols:
         words = np.zeros(-(-len(body) // 4), ">u4")  # behind its end the coder reads zeros, as we do here
         words.view(np.uint8)[: len(body)] = np.frombuffer(body, np.uint8)
         decode = _Decoder(words.astype(np.uint32)).decode
-        found = np.zeros((channels, rows * self.inner), np.uint8)
+        n = rows * self.inner
+        whole = n // self._group * self._group
+        grouped = np.zeros((channels, whole // self._group), np.uint8)
+        found = np.zeros((channels, n), np.uint8)
+        rest = found[:, whole:]
         try:
-            for channel, model in zip(found, self._models, strict=False):
+            for some, left, model, alone in zip(grouped, rest, self._grouped, self._alone, strict=False):
                 if model is not None:
-                    channel[:] = decode(model, channel.size)
+                    if whole:
+                        some[:] = decode(model, some.size)
+                    if left.size:
+                        left[:] = decode(alone, left.size)
         except AssertionError as error:  # how `constriction` says that no symbol has these bits
             raise CodecError("body damaged: no symbols have this beginning") from error
+        self._parted(grouped, found[:, :whole])
+        if (found > self._greatest[:channels]).any():
+            raise CodecError("body damaged: a symbol is beyond the size of its channel's table")
         return self._by_row(found, rows)
+
+    def _joined(self, channels: Symbols) -> Symbols:
+        """Two neighbours as one number each, the first in the high bits."""
+        if self._group == 1:
+            return channels
+        return channels[:, 0::2] << self._width | channels[:, 1::2]
+
+    def _parted(self, joined: Symbols, channels: Symbols) -> None:
+        """Undo `_joined`, into `channels`."""
+        if self._group == 1:
+            channels[:] = joined
+            return
+        np.right_shift(joined, self._width, out=channels[:, 0::2])
+        np.bitwise_and(joined, (1 << self._width) - 1, out=channels[:, 1::2])
 
     def _by_row(self, found: Symbols, rows: int) -> Symbols:
         return found.reshape(len(found), rows, self.inner).transpose(1, 0, 2)
+
+
+def _joint(table: Ints, width: int) -> npt.NDArray[np.float64]:
+    """The table of two neighbours of one channel as one number, integers that sum to 2**24."""
+    padded = np.zeros(1 << width)
+    padded[: table.size] = table
+    return np.multiply.outer(padded, padded).ravel()
 
 
 def _ending(encoder: Any) -> bytes:

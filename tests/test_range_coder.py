@@ -122,6 +122,8 @@ def test_the_format_does_not_change():
     assert RangeCoder(Tables.of(symbols, 16), 20).encode(symbols).hex() == GOLDEN["coded"]
     mostly = np.where(narrow[:, :2] == 1, 1, [[0], [3]]).astype(np.uint8)
     assert RangeCoder(skewed, 20).encode(mostly).hex() == GOLDEN["skewed"]
+    wide = (np.cumsum(np.arange(3 * 33) ** 2) % 101).astype(np.uint8).reshape(1, 3, 33)
+    assert RangeCoder(Tables.of(wide, [101, 102, 200]), 33).encode(wide).hex() == GOLDEN["wide and odd"]
 
 
 GOLDEN = {
@@ -132,11 +134,15 @@ GOLDEN = {
         "639254c7cd5b6a30ff35fba14569e4cd"
     ),
     "coded": (
-        "019bc312e67da429616b29b0466f18056dd43307d9ff4360589517dc9cf0484585b0330bda4512164d8ead30d3520d8d4ae25aa3"
-        "b7b22e8ff0ed688dade2a6ecb2f12ca910969db0ae34b840747c940af4d5c9eeaf61a4423a87f005b3ad5ceb4a226f8ecdd3574c"
-        "b8978bda489f06a1548f7a"
+        "019bc29ac8bf24e98315b8c2c9af53720b10d7a9eaf9e266a8c91618c7e28a44e971807cb575cdc341907e4ec3b849f0cc318378"
+        "f3096f02f5644ac09ae1dd397dee918112193a66ac9d65c41aef0917e2e9e9dfad2c03e6bed83f823ad5834e1a2c0c5b485a0636"
+        "8c7f88d301aa43d6028348"
     ),
-    "skewed": "f50438",
+    "skewed": "f5042f",
+    "wide and odd": (
+        "001018844643bdde0480c6d7dc25e468e20d5d1a5ef0b14773f83785b8e23eac55f2d380a6b934bf0ee98c9c738ff2b1e9fc139c"
+        "9c24dd5e581c37ac8f4a23c14c8ad120245efbbd714acb97"
+    ),
 }
 
 
