@@ -11,7 +11,7 @@ and its integers, signed and little-endian, plane by plane; any other tensor is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -31,7 +31,7 @@ Whole = npt.NDArray[np.signedinteger[Any]]
 BOUNDS = (1 / 16, 1 / 64, 1 / 256, 1 / 1024)
 _EXACT, _DIFFERENCES = 255, 4
 _MOST = 2**31 - 1
-_BLOCK = 1 << 16
+_BLOCK = 1 << 11  # values worked on at once: their float64 stays out of the peak
 
 
 class Bounded(Codec):
@@ -211,13 +211,33 @@ class Bounded(Codec):
         layout, n, power = self._layouts[k], self._layouts[k].values(rows), mode & 3
         if mode & ~(_DIFFERENCES | 3) or power == 3:
             raise CodecError(f"codec 'bounded': unknown mode {mode:#x}")
-        raw = reader.take(n << power, f"integers of {layout.spec}")
-        whole = _unpacked(raw, power, n).reshape(-1, layout.channels, layout.inner)
-        if mode & _DIFFERENCES:
-            whole = np.cumsum(whole, axis=-1, dtype=np.int32)
+        planes = np.frombuffer(reader.take(n << power, f"integers of {layout.spec}"), np.uint8)
+        planes = planes.reshape(1 << power, n)
         tensor = layout.new(rows)
-        _write(whole, 2.0 * self.bound(level, k), tensor)
+        flat, step = tensor.view(-1), 2.0 * self.bound(level, k)
+        carried = np.zeros(1, np.int32)
+        for start, end, length, first in _runs(n, layout.inner):
+            whole = _unpacked(planes[:, start:end]).reshape(-1, length)
+            if mode & _DIFFERENCES:
+                whole = np.cumsum(whole, axis=-1, dtype=np.int32)
+                if not first:
+                    whole += carried
+                carried = whole[-1, -1:].copy()
+            _write(whole, step, flat[start:end])
         return layout.back(tensor)
+
+
+def _runs(n: int, inner: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Runs of about `_BLOCK` of `n` values: start, end, values of a channel in it, at a channel's first?"""
+    if inner <= _BLOCK:
+        size = _BLOCK // inner * inner
+        for start in range(0, n, size):
+            yield start, min(start + size, n), inner, True
+        return
+    for channel in range(0, n, inner):
+        for start in range(channel, channel + inner, _BLOCK):
+            end = min(start + _BLOCK, channel + inner)
+            yield start, end, end - start, start == channel
 
 
 def _write(whole: Whole, step: float, into: torch.Tensor) -> None:
@@ -241,8 +261,7 @@ def _packed(whole: I32, mode: int) -> list[bytes | memoryview]:
     return [bytes((mode,)), planes.T.tobytes()]
 
 
-def _unpacked(raw: memoryview, power: int, n: int) -> Whole:
-    size = 1 << power
-    planes = np.frombuffer(raw, np.uint8).reshape(size, n)
-    whole: Whole = np.ascontiguousarray(planes.T).reshape(-1).view(f"<i{size}")
+def _unpacked(planes: npt.NDArray[np.uint8]) -> Whole:
+    """Integers of their planes, (bytes, n)."""
+    whole: Whole = np.ascontiguousarray(planes.T).reshape(-1).view(f"<i{len(planes)}")
     return whole

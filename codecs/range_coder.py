@@ -176,7 +176,9 @@ class RangeCoder:
         """Two neighbours as one number each, the first in the high bits."""
         if self._group == 1:
             return channels
-        return channels[:, 0::2] << self._width | channels[:, 1::2]
+        joined: Symbols = channels[:, 0::2] << np.uint8(self._width)
+        joined |= channels[:, 1::2]
+        return joined
 
     def _parted(self, joined: Symbols, channels: Symbols) -> None:
         """Undo `_joined`, into `channels`."""
@@ -208,10 +210,10 @@ def _ending(encoder: Any) -> bytes:
     if not whole and width == _STATE - 1:
         return b""
     words = encoder.get_compressed()[:whole]
-    spare = (width.bit_length() - 1) >> 3
+    spare: int = (width.bit_length() - 1) >> 3
     step = 8 * spare
-    last = -(-low >> step)
-    front = words.astype(">u4").tobytes()
+    last: int = -(-low >> step)
+    front: bytes = words.astype(">u4").tobytes()
     if last >> (64 - step):
         last = 0
         # The number is carried into the words before, if `constriction` has not done so for its own.

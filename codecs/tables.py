@@ -63,7 +63,7 @@ class Tables:
     @property
     def channels(self) -> int:
         """How many tables there are."""
-        return self.frequencies.shape[0]
+        return len(self.frequencies)
 
     @classmethod
     def from_counts(cls, counts: npt.ArrayLike, sizes: Sequence[int] | None = None) -> Tables:

@@ -45,6 +45,16 @@ def test_every_value_is_within_the_bound(shape, batch_dim, dtype, rows, seed, sc
     assert payload.nbytes <= codec.max_bytes(level, rows)
 
 
+def test_channels_longer_than_what_is_worked_on_at_once():
+    codec = make_codec("bounded", [TensorSpec((1, 3, 5000), "float32"), TensorSpec((1, 700, 5), "float32")])
+    generator = torch.Generator().manual_seed(0)
+    x = [torch.randn(2, *shape, generator=generator).cumsum(-1) for shape in ((3, 5000), (700, 5))]
+    codec.calibrate([x])
+    for level in range(len(codec.levels)):
+        for k, back in enumerate(codec.decode(codec.encode(x, level))):
+            assert (back - x[k]).abs().max() <= codec.bound(level, k)
+
+
 def test_coarser_levels_take_fewer_bytes_and_smooth_channels_fewer_still():
     codec = make_codec("bounded", [TensorSpec((1, 4, 16, 16), "float32")])
     noise = torch.rand(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
