@@ -86,3 +86,20 @@ def test_overhead_measures_itself_and_the_peers_that_are_installed(tmp_path):
     }
     measured = figures["p50 over grpc.aio, 16 kB"]["value"] is not None
     assert measured == (importlib.util.find_spec("grpc") is not None)
+
+
+def test_codec_speed_measures_and_says_what_it_could_not(tmp_path):
+    out = tmp_path / "speed.json"
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "codec_speed.py"), "--quick", "--json", str(out)],
+        check=True,
+        timeout=110,
+        capture_output=True,
+        text=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    assert figures["256 symbols of 2 bits: encode and decode"]["goal"] == 150e-6
+    assert figures["72,600 symbols: decode"]["value"] > 0
+    assert 1.0 <= figures["72,600 symbols: bytes over ideal"]["value"] < 1.001
+    if importlib.util.find_spec("compressai") is None:
+        assert "not measured, it is not installed" in done.stdout.replace("\n", " ")

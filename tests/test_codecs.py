@@ -25,7 +25,7 @@ from splitedge.codec import (
 from splitedge.errors import CodecError
 from splitedge.registry import names
 
-TENSOR_CODECS = ("raw", "fp16", "int8", "int4")
+TENSOR_CODECS = ("raw", "fp16", "int8", "int4", "bounded")
 IMAGE_CODECS = ("png", "webp", "jpeg")
 WIDE = ("float32", "float64")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -278,7 +278,7 @@ def bound_codec(name: str, seed: int = 0) -> tuple[Codec, list[torch.Tensor]]:
     return codec, batch
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", *IMAGE_CODECS])
+@pytest.mark.parametrize("name", ["int8", "int4", "bounded", *IMAGE_CODECS])
 def test_id_changes_with_calibration_and_survives_saving(name: str) -> None:
     first, batch = bound_codec(name)
     second, _ = bound_codec(name, seed=1)
@@ -395,7 +395,7 @@ def test_random_bodies_behind_a_right_crc(name: str, body: bytes, rows: int) -> 
     outcome(codec, sealed(0, rows, body), rows)
 
 
-@pytest.mark.parametrize("name", ["raw", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", TENSOR_CODECS)
 def test_extended_and_truncated_bodies_behind_a_right_crc_are_refused(name: str) -> None:
     codec, batch = bound_codec(name)
     body = codec.encode(batch).data[HEADER.size :]
