@@ -54,7 +54,7 @@ class IdentityHead:
         """As what was sent."""
         return self._codec.give_specs
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[torch.Tensor, float]:
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[torch.Tensor, float]:
         """The one tensor."""
         return tensors[0], math.nan
 

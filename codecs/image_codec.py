@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from splitedge.codec import DTYPES, Codec, CodecState, Domain, Tensors, TensorSpec
+from splitedge.codec import DTYPES, Codec, CodecState, Tensors, TensorSpec
 from splitedge.codecs.affine import F32, U8, Affine, ranges_of
 from splitedge.codecs.image_headers import Declared
 from splitedge.codecs.layout import Reader
@@ -48,8 +48,6 @@ class ImageCodec(Codec):
         CodecError: the specs are not one image.
     """
 
-    reads: ClassVar[Domain] = "input"
-    gives: ClassVar[Domain] = "input"
     version: ClassVar[int] = 1
     #: WebP knows no grey images: they are sent as colour, and one channel is read back.
     grey: ClassVar[bool] = True

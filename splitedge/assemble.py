@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from splitedge.choice import CodecLike, Default, choose
 from splitedge.costs import Costs, Effort, measure
 from splitedge.deployment import Deployment
-from splitedge.draft import Default, Places, Wanted, draft, search
+from splitedge.draft import Places, Wanted, draft, search
 from splitedge.errors import ConfigError, PartitionError
 from splitedge.partition import Cut, Graph, capture
 from splitedge.pieces import Pieces, divide, join, whole_program
@@ -24,7 +25,7 @@ from splitedge.rows import as_flat
 from splitedge.segments import Local
 from splitedge.settings import EngineSettings
 
-INT8 = Default("int8")
+CODEC = Default("int8")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
 PROFILE_S = 1.0
@@ -36,8 +37,8 @@ def deploy(
     *,
     exits: Sequence[str] | str = (),
     local: nn.Module | None = None,
-    codec: str = INT8,
-    input_codec: str | None = WEBP,
+    codec: CodecLike = CODEC,
+    input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] = "auto",
     cloud: str | None = None,
@@ -62,7 +63,9 @@ def deploy(
             dict of keyword arguments.
         exits: module paths after which to attach early exits.
         local: a complete small model with the same inputs and outputs, for route LOCAL.
-        codec: of the tensors at the cuts.
+        codec: of the tensors at the cuts, by name, with options as `"webp:qualities=[50]"` or
+            `("int8", {...})`. A learned codec is trained by `fit`; until then a plain one stands in, with a
+            note.
         input_codec: of the model's input, for route CLOUD; None for no such route. The default, webp,
             gives way to raw (with a note) where the input is no image.
         policy: by name (`deadline`, `confidence:0.98`, `static:split`) or an object.
@@ -87,7 +90,8 @@ def deploy(
     if example_inputs is None:
         raise ConfigError("deploy needs example_inputs: a typical batch, as the model takes it")
     paths = (exits,) if isinstance(exits, str) else tuple(exits)
-    wanted = Wanted(codec, input_codec, edge_speed, cloud_speed)
+    coded_input = None if input_codec is None else choose(input_codec)
+    wanted = Wanted(choose(codec), coded_input, edge_speed, cloud_speed)
     if model is None:
         pieces, cuts, places = _by_hand(head, tail, example_inputs, paths, cut)
     elif head is not None or tail is not None:

@@ -4,6 +4,7 @@
     edge/exit-0 ...        exits                                  cloud/codecs          decoders' tensors
     edge/local             the local model
     edge/codecs            encoders' tensors
+    edge/encoder-1 ...     networks of learned codecs, by cut        cloud/decoder-1 ...   likewise
 
 Each program is a pair of files (`.json`, `.safetensors`); nothing in a bundle is code or a pickle.
 `sealed.py` keeps the files, `manifest.py` the plan's fields.
@@ -21,8 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from splitedge import sealed
 from splitedge.calibration import Calibration
-from splitedge.codec import Codec, CodecState, load_codec
+from splitedge.codec import Codec, CodecState, TensorSpec, load_codec
 from splitedge.errors import BundleError, CodecError, ConfigError, PartitionError
+from splitedge.learning import device_named
 from splitedge.manifest import (
     BoundaryEntry,
     CodecEntry,
@@ -31,6 +33,7 @@ from splitedge.manifest import (
     LocalEntry,
     OptionEntry,
     PlanEntry,
+    RecipeEntry,
     parse,
 )
 from splitedge.plan import Plan
@@ -80,11 +83,11 @@ def load_plan(
     edge = side != "cloud"
     plan = Plan(
         inputs=Structure.from_json(entry.inputs),
-        answers=Answers(Structure.from_json(entry.outputs), _scale(entry.scale)),
+        answers=_answers(entry),
         boundaries=boundaries,
         segments=_segments(found.directory, entry, side),
         cuts=tuple(entry.cuts),
-        codecs=_codecs(found.directory / half, entry, boundaries),
+        codecs=_codecs(found.directory, half, side, entry, boundaries),
         exits=_exits(found.directory, entry) if edge else (),
         local=_local(found.directory, entry) if edge else None,
         batchable=entry.batchable,
@@ -96,6 +99,8 @@ def load_plan(
         table=tuple(row.make() for row in entry.table),
         profile=None if entry.profile is None else Profile.from_json(entry.profile),
         notes=list(entry.notes),
+        sources={codec.boundary: codec.source for codec in entry.codecs if codec.source != codec.boundary},
+        recipes={recipe.boundary: recipe.make() for recipe in entry.recipes},
     )
     if plan.inputs.specs != boundaries[0].specs:
         raise BundleError("'manifest.json': the first boundary is not the model's input")
@@ -121,21 +126,9 @@ def load_cloud(directory: Path | str, *, digest: str | None = None, device: str 
         BundleError: a file is missing, changed or foreign; the message names it.
         ConfigError: there is no such device here.
     """
-    where = _device(device)
+    where = device_named(device)
     plan, found = load_plan(directory, "cloud", digest=digest)
     return plan.cloud(found.digest, where)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ConfigError(f"device '{name}' can not be used here ({why}); take 'cpu' or 'auto'") from None
-    return device
 
 
 def verify(directory: Path | str, side: Side = "both") -> Sealed:
@@ -153,15 +146,20 @@ def verify(directory: Path | str, side: Side = "both") -> Sealed:
 
 
 def _stems(plan: Plan) -> Iterable[tuple[str, Segment]]:
-    first = min(plan.cuts)
     for i in range(plan.edge_end):
         yield f"edge/segment-{i}", plan.segments[i]
     for number, head in enumerate(plan.exits):
         yield f"edge/exit-{number}", head.segment
     if plan.local is not None:
         yield "edge/local", plan.local.segment
-    for i in range(first, len(plan.boundaries)):
+    for i in range(plan.cloud_start, len(plan.boundaries)):
         yield f"cloud/segment-{i}", plan.segments[i]
+    for boundary, codec in sorted(plan.codecs.items()):
+        state = codec.state()
+        if state.encoder is not None:
+            yield f"edge/encoder-{boundary}", state.encoder
+        if state.decoder is not None:
+            yield f"cloud/decoder-{boundary}", state.decoder
 
 
 def _program(segment: Segment, stem: str) -> Program:
@@ -187,9 +185,10 @@ def _entry(plan: Plan) -> PlanEntry:
         inputs=plan.inputs.to_json(),
         outputs=plan.answers.structure.to_json(),
         scale=_state(plan.answers.scale),
+        coded_scales={name: scale.state() for name, scale in plan.answers.coded.items()},
         boundaries=[BoundaryEntry.of(boundary) for boundary in plan.boundaries],
         cuts=list(plan.cuts),
-        codecs=[_codec_entry(boundary, codec) for boundary, codec in sorted(plan.codecs.items())],
+        codecs=[_codec_entry(plan, boundary, codec) for boundary, codec in sorted(plan.codecs.items())],
         exits=[ExitEntry.of(head) for head in plan.exits],
         local=None if local is None else LocalEntry(scale=_state(local.scale)),
         batchable=plan.batchable,
@@ -201,6 +200,7 @@ def _entry(plan: Plan) -> PlanEntry:
         table=[CutEntry.of(row) for row in plan.table],
         profile=None if plan.profile is None else plan.profile.to_json(),
         notes=plan.notes,
+        recipes=[RecipeEntry.of(boundary, recipe) for boundary, recipe in sorted(plan.recipes.items())],
     )
 
 
@@ -208,18 +208,28 @@ def _state(scale: Calibration | None) -> dict[str, Any] | None:
     return None if scale is None else scale.state()
 
 
-def _codec_entry(boundary: int, codec: Codec) -> CodecEntry:
+def _codec_entry(plan: Plan, boundary: int, codec: Codec) -> CodecEntry:
     state = codec.state()
-    names = sorted(state.tensors)
-    return CodecEntry(boundary=boundary, name=codec.name, id=codec.id, config=state.config, tensors=names)
+    return CodecEntry(
+        boundary=boundary,
+        source=plan.source(boundary),
+        gives=codec.gives,
+        name=codec.name,
+        id=codec.id,
+        config=state.config,
+        tensors=sorted(state.tensors),
+        encoder=state.encoder is not None,
+        decoder=state.decoder is not None,
+    )
 
 
 # Reading ----------------------------------------------------------------------------------------------
 
 
 def _segments(root: Path, entry: PlanEntry, side: Side) -> dict[int, Segment]:
-    first, end = min(entry.cuts), len(entry.boundaries)
-    last = max((*entry.cuts, *(exit_.boundary for exit_ in entry.exits)))
+    end = len(entry.boundaries)
+    first = min((codec.boundary for codec in entry.codecs if codec.gives == "cut"), default=end)
+    last = max((*(codec.source for codec in entry.codecs), *(exit_.boundary for exit_ in entry.exits)))
     edge = dict.fromkeys(range(last), "edge") if side != "cloud" else {}
     cloud = dict.fromkeys(range(first, end), "cloud") if side != "edge" else {}
     return {i: Program.load(root / half / f"segment-{i}") for i, half in {**cloud, **edge}.items()}
@@ -238,6 +248,13 @@ def _local(root: Path, entry: PlanEntry) -> Local | None:
     return Local(Program.load(root / "edge" / "local"), _scale(entry.local.scale))
 
 
+def _answers(entry: PlanEntry) -> Answers:
+    coded = {
+        name: scale for name, state in entry.coded_scales.items() if (scale := _scale(state)) is not None
+    }
+    return Answers(Structure.from_json(entry.outputs), _scale(entry.scale), coded)
+
+
 def _scale(state: Mapping[str, Any] | None) -> Calibration | None:
     if state is None:
         return None
@@ -247,12 +264,15 @@ def _scale(state: Mapping[str, Any] | None) -> Calibration | None:
         raise BundleError(f"'manifest.json': {error}") from None
 
 
-def _codecs(half: Path, entry: PlanEntry, boundaries: tuple[Boundary, ...]) -> dict[int, Codec]:
+def _codecs(
+    root: Path, half: str, side: Side, entry: PlanEntry, boundaries: tuple[Boundary, ...]
+) -> dict[int, Codec]:
     try:
-        tensors = load_file(half / "codecs.safetensors")
+        tensors = load_file(root / half / "codecs.safetensors")
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"'{half.name}/codecs.safetensors' can not be read: {error}") from None
-    return {e.boundary: _codec(e, tensors, boundaries[e.boundary]) for e in entry.codecs}
+        raise BundleError(f"'{half}/codecs.safetensors' can not be read: {error}") from None
+    outputs = Structure.from_json(entry.outputs).specs
+    return {e.boundary: _codec(root, e, tensors, boundaries, outputs, side) for e in entry.codecs}
 
 
 def _check_levels(plan: Plan) -> None:
@@ -264,16 +284,32 @@ def _check_levels(plan: Plan) -> None:
             )
 
 
-def _codec(entry: CodecEntry, tensors: Mapping[str, torch.Tensor], boundary: Boundary) -> Codec:
+def _codec(
+    root: Path,
+    entry: CodecEntry,
+    tensors: Mapping[str, torch.Tensor],
+    boundaries: tuple[Boundary, ...],
+    outputs: tuple[TensorSpec, ...],
+    side: Side,
+) -> Codec:
+    boundary = boundaries[entry.boundary]
     keys = {name: f"{entry.boundary}/{name}" for name in entry.tensors}
     missing = [key for key in keys.values() if key not in tensors]
     if missing:
         raise BundleError(f"'codecs.safetensors' lacks {', '.join(missing)}")
-    state = CodecState(entry.config, {name: tensors[key] for name, key in keys.items()})
+    state = CodecState(
+        entry.config,
+        {name: tensors[key] for name, key in keys.items()},
+        Program.load(root / f"edge/encoder-{entry.boundary}") if entry.encoder and side != "cloud" else None,
+        Program.load(root / f"cloud/decoder-{entry.boundary}") if entry.decoder and side != "edge" else None,
+    )
+    gives = boundary.specs if entry.gives == "cut" else outputs
     try:
-        codec = load_codec(entry.name, state, boundary.specs)
+        codec = load_codec(entry.name, state, boundaries[entry.source].specs, gives)
     except (CodecError, PartitionError) as error:
         raise BundleError(f"codec '{entry.name}' at cut '{boundary.name}': {error}") from None
+    if codec.gives != entry.gives:
+        raise BundleError(f"'manifest.json': codec '{entry.name}' gives {codec.gives}, not {entry.gives}")
     if codec.id != entry.id:
         raise BundleError(
             f"codec '{entry.name}' at cut '{boundary.name}' is {codec.id} here and {entry.id} in the bundle; "

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from splitedge import registry
 from splitedge.errors import ConfigError, SplitedgeError
+from splitedge.fit_command import fit
 
 app = typer.Typer(
     help="Edge-cloud inference: cut a model, serve its tail, decide per request where to compute.",
@@ -133,6 +134,9 @@ def edge(
         _say(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")
 
     _run(run_edge_daemon(bundle, settings, ready))
+
+
+app.command("fit")(fit)
 
 
 @app.command()

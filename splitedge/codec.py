@@ -1,8 +1,12 @@
 """The Codec interface: tensors to bytes and back, with sizes checked before memory is taken.
 
-A codec reads either the model's input or the tensors at a cut, and gives either of the two on the
-other side. `reads="input", gives="input"` is an input codec (WebP); `reads="cut", gives="cut"` is a
-tensor codec (int8); `reads="input", gives="cut"` is a learned bottleneck that replaces the head.
+A codec of a cut gives the cut's tensors back (`gives="cut"`: int8), or answers in the tail's place
+(`gives="output"`: a learned bottleneck whose decoder was trained together with its tail). It reads the
+cut's tensors or, where it replaces layers of the head, those of an earlier boundary, the model's input
+at the earliest. An input codec (WebP) is the codec of the cut before the first layer.
+
+Decoding has two steps: `unpack` undoes the entropy coding of one payload, `expand` is the network that a
+learned codec runs behind it, on rows of any number of requests at once. Without one it does nothing.
 
 Every payload starts with the same 8 bytes: format (u8), level (u8), rows (u16), CRC-32 (u32) over the
 first four bytes and the body, all little-endian. Codec, tables and shapes are negotiated once a
@@ -17,7 +21,7 @@ import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,8 +35,10 @@ HEADER = struct.Struct("<BBHI")
 FORMAT = 1
 MAX_ROWS = 0xFFFF
 
-Domain = Literal["input", "cut"]
+Gives = Literal["cut", "output"]
 Tensors = tuple[torch.Tensor, ...]
+#: A network of a learned codec: flat tensors in, a tuple of flat tensors out.
+Network = Callable[..., Tensors]
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -119,10 +125,20 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class CodecState:
-    """All that makes a codec: JSON-able `config` and named `tensors` (kept as safetensors)."""
+    """All that makes a codec.
+
+    Attributes:
+        config: JSON-able; a learned codec names the digests of its two networks here, so that the half
+            that lacks one of them still has the same id.
+        tensors: named, kept as safetensors on both sides.
+        encoder: network of the edge; None for a codec without, and in the cloud.
+        decoder: network of the cloud; None for a codec without, and on the edge.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    encoder: Network | None = None
+    decoder: Network | None = None
 
     def digest(self) -> str:
         """16 hex digits over config and tensors."""
@@ -139,11 +155,16 @@ class Codec(ABC):
 
     A codec is bound at construction to the specs of what it reads and gives. Levels are numbered from
     the fewest bytes up. `encode` and `decode` may be called from one thread at a time.
+
+    Attributes:
+        name: it is registered by.
+        gives: whether decoding ends with the cut's tensors or with the model's output.
+        learned: whether it is made by training (`splitedge.learning.LearnedCodec`) and not by its name.
     """
 
     name: ClassVar[str]
-    reads: ClassVar[Domain] = "cut"
-    gives: ClassVar[Domain] = "cut"
+    gives: ClassVar[Gives] = "cut"
+    learned: ClassVar[bool] = False
 
     def __init__(self, reads: Sequence[TensorSpec], gives: Sequence[TensorSpec] | None = None) -> None:
         self.read_specs = tuple(reads)
@@ -163,7 +184,7 @@ class Codec(ABC):
 
     @abstractmethod
     def _decode(self, body: memoryview, level: int, rows: int) -> Tensors:
-        """The tensors of `body`, whose CRC, level, rows and length are already checked."""
+        """The tensors of `body` as `unpacked_specs` say; CRC, level, rows and length are checked."""
 
     @abstractmethod
     def max_body(self, level: int, rows: int) -> int:
@@ -183,6 +204,21 @@ class Codec(ABC):
         Raises:
             CodecError: the state is not this codec's or does not fit the specs.
         """
+
+    @property
+    def unpacked_specs(self) -> tuple[TensorSpec, ...]:
+        """What `unpack` gives and `expand` takes."""
+        return self.give_specs
+
+    def expand(self, tensors: Tensors) -> Tensors:
+        """What `unpack` gave, of rows of any requests put together, as `give_specs` say.
+
+        On the device of `tensors`, where the networks of the codec are too (`to`).
+        """
+        return tensors
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 - most codecs have no network
+        """Move the networks of the codec to a device."""
 
     def calibrate(self, batches: Iterable[Tensors]) -> None:  # noqa: B027 - optional to override
         """Set static ranges from sample batches of what the codec reads. Changes `id`."""
@@ -220,7 +256,8 @@ class Codec(ABC):
 
         Args:
             tensors: as `read_specs` say, any device.
-            level: rate level; None is the highest.
+            level: rate level; None is the highest. A body over the level's cap is made again at the
+                next level below; the payload names the level it really has.
 
         Raises:
             CodecError: the tensors do not fit the specs, or there is no such level.
@@ -232,12 +269,25 @@ class Codec(ABC):
             raise CodecError(f"a payload holds 1 to {MAX_ROWS} rows, got {rows}")
         with torch.inference_mode():
             body = self._encode(tuple(tensors), level, rows)
+            while level and len(body) > self.max_body(level, rows):
+                # An unlikely input, or one made for it, can inflate what is entropy-coded.
+                level -= 1
+                body = self._encode(tuple(tensors), level, rows)
         prefix = HEADER.pack(FORMAT, level, rows, 0)[:4]
         crc = zlib.crc32(body, zlib.crc32(prefix))
         return Payload(self.id, level, rows, HEADER.pack(FORMAT, level, rows, crc) + body)
 
     def decode(self, data: bytes | memoryview | Payload, *, max_rows: int = MAX_ROWS) -> Tensors:
-        """Decode the bytes of one payload into CPU tensors as `give_specs` say.
+        """Decode the bytes of one payload into tensors as `give_specs` say: `expand` of `unpack`.
+
+        Raises:
+            CodecError: as `unpack` says.
+        """
+        with torch.inference_mode():
+            return self.expand(self.unpack(data, max_rows=max_rows))
+
+    def unpack(self, data: bytes | memoryview | Payload, *, max_rows: int = MAX_ROWS) -> Tensors:
+        """Check and entropy-decode one payload into CPU tensors as `unpacked_specs` say.
 
         Never takes more memory than the decoded tensors of `max_rows` rows need (twice, at most).
 

@@ -159,7 +159,7 @@ def _one_pass(plan: Plan, row: Tensors) -> Took:
     for boundary in plan.cuts:
         codec = plan.codecs[boundary]
         for level in range(len(codec.levels)):
-            payload = timed(took, ("encode", boundary, level), codec.encode, at[boundary], level)
+            payload = timed(took, ("encode", boundary, level), codec.encode, at[plan.source(boundary)], level)
             timed(took, ("decode", boundary, level), codec.decode, payload.data)
     return took
 
@@ -171,6 +171,6 @@ def _sizes(plan: Plan, rows: Sequence[Tensors]) -> dict[tuple[int, int], Floats]
         at = _forward(plan, row)
         for boundary in plan.cuts:
             for level in range(len(plan.codecs[boundary].levels)):
-                data = plan.codecs[boundary].encode(at[boundary], level).data
+                data = plan.codecs[boundary].encode(at[plan.source(boundary)], level).data
                 found.setdefault((boundary, level), []).append(float(framed_up(data)))
     return {key: np.array(values) for key, values in found.items()}

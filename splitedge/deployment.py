@@ -8,14 +8,16 @@ import threading
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from splitedge.bundle import load_plan, save_plan
+from splitedge.choice import CodecLike, choose
 from splitedge.edge.link import Link
 from splitedge.errors import BundleError, ConfigError
 from splitedge.evaluation import Evaluation, evaluate
 from splitedge.explain import Conditions, explain_text
 from splitedge.fitting import FitReport, fit_plan, measured_again
+from splitedge.learning import Augment, Schedule
 from splitedge.plan import Plan
 from splitedge.policy import Option, Policy, Route
 from splitedge.policy_setup import ready_policy
@@ -28,6 +30,7 @@ from splitedge.sealed import Side
 from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
 from splitedge.thresholds import Threshold
+from splitedge.trained import with_codec
 
 RECENT = 10_000
 
@@ -122,7 +125,7 @@ class Deployment:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about this deployment: defaults that could not be used, and the like."""
-        return tuple(self._plan.notes)
+        return tuple(self._plan.remarks)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -156,9 +159,21 @@ class Deployment:
     # Fitting and looking --------------------------------------------------------------------------
 
     def fit(
-        self, train: Any, val: Any = None, *, epochs: int = 40, seed: int = 0, progress: bool = True
+        self,
+        train: Any,
+        val: Any = None,
+        *,
+        epochs: int | None = None,
+        seed: int = 0,
+        progress: bool = True,
+        budget_s: float | None = None,
+        device: str = "auto",
+        augment: Literal["auto", "none", "flip", "flip-crop"] | Augment = "auto",
+        checkpoint: Path | str | None = None,
+        schedule: Schedule | None = None,
+        codec: CodecLike | None = None,
     ) -> FitReport:
-        """Train the exits, calibrate every confidence and codec, measure every option.
+        """Train learned codecs and exits, calibrate every confidence and codec, measure every option.
 
         The model itself is not changed. Give validation rows that the model was not trained on: what is
         measured on others flatters.
@@ -166,18 +181,37 @@ class Deployment:
         Args:
             train: (x, y), or batches of (x, y) such as a DataLoader; y are class numbers.
             val: likewise; None takes 30% of `train`.
-            epochs: at most, for each exit.
+            epochs: at most, for each learned codec and exit; None takes each one's own default.
             seed: the same seed, data and machine give the same weights.
-            progress: show a bar on standard error.
+            progress: show bars on standard error.
+            budget_s: seconds after which the training of learned codecs is cut short.
+            device: that learned codecs are trained on; `auto` is `cuda` where there is one.
+            augment: of the rows learned codecs are trained on (`learning.Schedule`).
+            checkpoint: directory from which their training is resumed.
+            schedule: all these in one, in their place.
+            codec: a learned codec for every cut, in place of those that `deploy` was asked for.
 
         Raises:
-            ConfigError: too few rows, labels that do not fit, or a model that is no classifier.
+            ConfigError: too few rows, labels that do not fit, a model that is no classifier, training that
+                diverged, or a bundle that no longer holds the whole model.
         """
         self._need("both", "fit")
+        fields = Schedule(
+            epochs=epochs,
+            budget_s=budget_s,
+            seed=seed,
+            device=device,
+            augment=augment,
+            checkpoint=_path(checkpoint),
+            progress=progress,
+        )
+        if schedule is not None and fields != Schedule():
+            raise ConfigError("fit takes schedule= or its fields, not both")
         rows = self._gather(train, "train")
         held = None if val is None else self._gather(val, "val")
         self._stop()
-        plan, report = fit_plan(self._plan, rows, held, epochs=epochs, seed=seed, progress=progress)
+        asked = self._plan if codec is None else with_codec(self._plan, choose(codec))
+        plan, report = fit_plan(asked, rows, held, schedule or fields)
         self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)

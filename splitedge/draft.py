@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from splitedge.choice import Choice, fits
 from splitedge.codec import Codec, Tensors, TensorSpec, make_codec
 from splitedge.costs import Costs, Effort, measure
 from splitedge.errors import CodecError, ConfigError, PartitionError
 from splitedge.exit_segment import ExitSegment, export_exit
+from splitedge.learning import Recipe
 from splitedge.mincut import LatencyModel
 from splitedge.partition import Cut, Graph
 from splitedge.pieces import Pieces, divide
 from splitedge.plan import Plan
-from splitedge.planner import ASSUMED_CLOUD_SPEED, GOODPUTS, Candidate, pick_cuts, shortlist
+from splitedge.planner import ASSUMED_CLOUD_SPEED, GOODPUTS, Candidate, narrowest, pick_cuts, shortlist
+from splitedge.program import Program
 from splitedge.segments import Answers, ExitHead
 
 #: Module path and boundary of every exit, in the model's order.
@@ -23,20 +26,16 @@ Places = Sequence[tuple[str, int]]
 LOOK = Effort(rows=4, repeats=5, warm_up=1)
 #: A minimum cut must be predicted to take less than this share of the best listed cut's latency.
 CLEARLY = 0.98
-
-
-class Default(str):
-    """A codec's name that nobody asked for: where it can not work, `raw` may stand in, with a note."""
-
-    __slots__ = ()
+#: The codec that stands where a learned one is not trained yet, or can not work.
+PLAIN = "int8"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a user asked of a plan; see `deploy`."""
 
-    codec: str
-    input_codec: str | None
+    codec: Choice
+    input_codec: Choice | None
     edge_speed: float
     cloud_speed: float | None
 
@@ -47,10 +46,15 @@ def search(graph: Graph, flat: Tensors, wanted: Wanted) -> list[Cut]:
     Raises:
         PartitionError: the codec can work on none of the model's cuts.
     """
-    cuts = [cut for cut in graph.cuts() if _fits(wanted.codec, cut.specs)]
+    inputs = graph.input_structure.specs
+    cuts = [cut for cut in graph.cuts() if _fits(wanted.codec, inputs, cut.specs)]
+    if not cuts and wanted.codec.default and wanted.codec.name != PLAIN:
+        return search(graph, flat, replace(wanted, codec=Choice(PLAIN, default=True)))
     if not cuts:
         raise PartitionError(f"the model has no cut that codec '{wanted.codec}' can work on; name another")
     shares = [cut.tail_flops / max(cut.head_flops + cut.tail_flops, 1) for cut in cuts]
+    if _replaces_head(wanted.codec):
+        return [cuts[narrowest([cut.bytes for cut in cuts], shares)]]
     short = [cuts[i] for i in shortlist([cut.bytes for cut in cuts], shares)]
     pieces, found, rival = _looked_at(graph, short, flat, wanted)
     wider = _with_min_cuts(graph, short, found, wanted)
@@ -95,7 +99,8 @@ def _with_min_cuts(graph: Graph, short: list[Cut], found: Sequence[Candidate], w
             continue
         least = min(graph.latency(cut, model) for cut in short)
         better = best.place == "SPLIT" and graph.latency(best, model) < CLEARLY * least
-        if better and best not in short and _fits(wanted.codec, best.specs):
+        inputs = graph.input_structure.specs
+        if better and best not in short and _fits(wanted.codec, inputs, best.specs):
             beside = [cut for cut in short if graph.nested(sorted((cut, best), key=_position))]
             short = sorted([*beside, best], key=_position)
     return short
@@ -105,12 +110,12 @@ def _position(cut: Cut) -> int:
     return cut.position
 
 
-def _fits(codec: str, specs: Sequence[TensorSpec]) -> bool:
-    try:
-        make_codec(codec, specs)
-    except CodecError:
-        return False
-    return True
+def _replaces_head(codec: Choice) -> bool:
+    return codec.learned is not None and not codec.learned.reads_cut
+
+
+def _fits(codec: Choice, inputs: Sequence[TensorSpec], cut: Sequence[TensorSpec]) -> bool:
+    return fits(codec, inputs if _replaces_head(codec) else cut, cut)
 
 
 def _candidate(costs: Costs, boundary: int, level: int, wanted: Wanted) -> Candidate:
@@ -130,12 +135,13 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
         ConfigError: exits on a model that is no classifier.
     """
     notes = list(pieces.notes)
-    codecs = {
-        i: _codec(wanted.codec, pieces.boundaries[i].specs, f"cut '{pieces.boundaries[i].name}'", notes)
-        for i in cuts
-    }
+    codecs, recipes = {}, {}
+    for i in sorted(cuts):
+        codecs[i], recipe = _at_cut(wanted.codec, pieces, i, notes)
+        if recipe is not None:
+            recipes[i] = recipe
     if wanted.input_codec is not None:
-        codecs[0] = _codec(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
+        codecs[0] = _plain(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
     answers = Answers(pieces.outputs)
     return Plan(
         inputs=pieces.inputs,
@@ -148,16 +154,47 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
         batchable=pieces.batchable,
         independent=pieces.independent,
         notes=notes,
+        recipes=recipes,
     )
 
 
-def _codec(name: str, specs: Sequence[TensorSpec], where: str, notes: list[str]) -> Codec:
+def _at_cut(choice: Choice, pieces: Pieces, cut: int, notes: list[str]) -> tuple[Codec, Recipe | None]:
+    """The codec of a cut; with a recipe, where `fit` trains another into its place."""
+    specs, where = pieces.boundaries[cut].specs, f"cut '{pieces.boundaries[cut].name}'"
+    kind = choice.learned
+    if kind is None:
+        return _plain(choice, specs, where, notes), None
+    source = cut if kind.reads_cut else 0
+    plain = Choice(PLAIN, default=True)
     try:
-        return make_codec(name, specs)
+        _trainable(pieces)
+        choice.check(pieces.boundaries[source].specs, specs)
     except CodecError as error:
-        if not isinstance(name, Default):
-            raise CodecError(f"codec '{name}' can not work on {where}: {error}") from None
-        notes.append(f"codec 'raw' on {where}: the default '{name}' can not work there ({error})")
+        if not choice.default:
+            raise CodecError(f"codec '{choice}' can not work on {where}: {error}") from None
+        codec = _plain(plain, specs, where, notes)
+        notes.append(f"codec '{codec.name}' on {where}: the default '{choice}' can not work there ({error})")
+        return codec, None
+    codec = _plain(plain, specs, where, notes)
+    return codec, Recipe(choice.name, source, choice.options)
+
+
+def _trainable(pieces: Pieces) -> None:
+    if not all(isinstance(segment, Program) for segment in pieces.segments.values()):
+        raise CodecError(
+            "a part of the model could not be captured, so that nothing can be trained through it"
+        )
+
+
+def _plain(choice: Choice, specs: Sequence[TensorSpec], where: str, notes: list[str]) -> Codec:
+    if choice.learned is not None:
+        raise CodecError(f"codec '{choice}' is learned: it stands at a cut, not on {where}")
+    try:
+        return choice.make(specs)
+    except CodecError as error:
+        if not choice.default:
+            raise CodecError(f"codec '{choice}' can not work on {where}: {error}") from None
+        notes.append(f"codec 'raw' on {where}: the default '{choice}' can not work there ({error})")
         return make_codec("raw", specs)
 
 

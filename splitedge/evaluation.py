@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from splitedge.codec import MAX_ROWS, Tensors
+from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
 from splitedge.errors import ConfigError, RecordError
 from splitedge.plan import Plan
@@ -121,22 +121,22 @@ def _answer(
     shape = len(options), len(batch)
     correct, confidence, nbytes = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape)
     with torch.inference_mode():
-        reached = boundaries_of(plan, batch.inputs)
+        reached = boundaries_of(plan, batch.inputs, plan.edge_end)
         for i, option in enumerate(options):
-            logits, confidence[i], nbytes[i] = _by(plan, option, batch.inputs, reached, sizes)
+            logits, confidence[i], nbytes[i] = answer_by(plan, option, batch.inputs, reached, sizes)
             correct[i] = (logits.argmax(1) == batch.labels).numpy()
     return correct, confidence, nbytes
 
 
-def boundaries_of(plan: Plan, inputs: Tensors) -> list[Tensors]:
-    """The tensors at every boundary of a batch, and the model's output last."""
+def boundaries_of(plan: Plan, inputs: Tensors, last: int | None = None) -> list[Tensors]:
+    """The tensors of a batch at every boundary up to `last`; None goes on to the model's output."""
     reached = [inputs]
-    for i in range(len(plan.boundaries)):
+    for i in range(len(plan.boundaries) if last is None else last):
         reached.append(tuple(plan.segments[i](*reached[-1])))
     return reached
 
 
-def _by(
+def answer_by(
     plan: Plan, option: Option, inputs: Tensors, reached: list[Tensors], sizes: bool
 ) -> tuple[torch.Tensor, Floats, Floats | float]:
     """Logits, confidence and bytes of a batch by one option."""
@@ -150,24 +150,22 @@ def _by(
         (logits,) = head.segment(*reached[head.boundary])
         return logits, confidence_of(logits, head.scale), 0.0
     boundary = plan.boundaries_by_name()[option.cut or ""]
-    tensors, nbytes = _through(plan, boundary, option.level, reached[boundary], sizes)
-    for i in range(boundary, len(plan.boundaries)):
-        tensors = tuple(plan.segments[i](*tensors))
-    return tensors[at], confidence_of(tensors[at], plan.answers.scale), nbytes
+    source = plan.source(boundary)
+    tensors, nbytes = _through(plan.codecs[boundary], option.level, reached[source], sizes)
+    if plan.codecs[boundary].gives == "cut":
+        for i in range(boundary, len(plan.boundaries)):
+            tensors = tuple(plan.segments[i](*tensors))
+    return tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option)), nbytes
 
 
-def _through(
-    plan: Plan, boundary: int, level: int, tensors: Tensors, sizes: bool
-) -> tuple[Tensors, Floats | float]:
+def _through(codec: Codec, level: int, tensors: Tensors, sizes: bool) -> tuple[Tensors, Floats | float]:
     """Encode and decode a batch; the bytes are NaN unless it is done row by row."""
-    codec = plan.codecs[boundary]
     if not sizes:
         return codec.decode(codec.encode(tensors, level)), np.nan
-    specs = plan.boundaries[boundary].specs
-    payloads = [codec.encode(row, level) for row in split_rows(tensors, specs, most=MAX_ROWS)]
-    decoded = [codec.decode(payload) for payload in payloads]
+    payloads = [codec.encode(row, level) for row in split_rows(tensors, codec.read_specs, most=MAX_ROWS)]
+    decoded = [codec.unpack(payload) for payload in payloads]
     joined = tuple(
         decoded[0][i] if spec.batch_dim is None else torch.cat([one[i] for one in decoded], spec.batch_dim)
-        for i, spec in enumerate(codec.give_specs)
+        for i, spec in enumerate(codec.unpacked_specs)
     )
-    return joined, np.array([float(framed_up(payload.data)) for payload in payloads])
+    return codec.expand(joined), np.array([float(framed_up(payload.data)) for payload in payloads])

@@ -73,8 +73,8 @@ def explain_text(
     if thresholds:
         lines = [f"  exit {number}: {found.reason}" for number, found in sorted(thresholds.items())]
         parts.append("Thresholds\n" + "\n".join(lines))
-    if plan.notes:
-        parts.append("Notes\n" + "\n".join(f"  - {note}" for note in plan.notes))
+    if remarks := plan.remarks:
+        parts.append("Notes\n" + "\n".join(f"  - {note}" for note in remarks))
     return "\n\n".join(part for part in parts if part)
 
 

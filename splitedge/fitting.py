@@ -1,8 +1,9 @@
 """Train and calibrate what a plan holds, and measure its options: the work behind `Deployment.fit`.
 
-Rows never serve two ends. Exits and the codecs' static ranges see the training rows; one half of the
-validation rows calibrates the confidences; the other half reports them, and chooses thresholds. The
-accuracy of an option does not depend on the calibration and is measured on all validation rows.
+Rows never serve two ends. Learned codecs, exits and the codecs' static ranges see the training rows. Where
+there are learned codecs, a quarter of the validation rows says when their training stops, and nothing else.
+One half of the others calibrates the confidences; the other half reports them, and chooses thresholds. The
+accuracy of an option does not depend on the calibration and is measured on both halves.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ from rich.progress import Progress
 from splitedge.calibration import Calibration, ece
 from splitedge.codec import Tensors
 from splitedge.costs import Effort, measure
-from splitedge.evaluation import Evaluation, boundaries_of, evaluate
+from splitedge.errors import ConfigError
+from splitedge.evaluation import Evaluation, answer_by, boundaries_of, evaluate
 from splitedge.exit_segment import ExitSegment, export_exit
 from splitedge.exits import TrainReport, train_exit
+from splitedge.learning import Schedule, TrainedCodec
 from splitedge.plan import Plan, twin
 from splitedge.planner import options_of
+from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
+from splitedge.trained import train_codecs
 
 BATCH = 128
 RANGE_ROWS = 512
 EVIDENCE_ROWS = 20_000
+EXIT_EPOCHS = 40
 EFFORT = Effort(rows=128)
 
 
@@ -39,7 +45,7 @@ class Sureness:
     """How well one answerer knows itself, on rows its calibration has not seen.
 
     Attributes:
-        name: `exit:0`, `local`, or `whole` for the whole model.
+        name: `exit:0`, `local`, `whole` for the whole model, or an option's through a learned codec.
         path: where an exit stands, else empty.
         rows: of the report.
         accuracy: part of them answered right.
@@ -62,10 +68,12 @@ class FitReport:
     """What `fit` did.
 
     Attributes:
-        sureness: of every exit, the local model and the whole model.
+        sureness: of every exit, the local model, the whole model and what learned codecs let through.
         evaluation: of every option on the validation rows.
-        train_rows, val_rows: rows of each kind.
+        train_rows, val_rows: rows of each kind; `val_rows` without those of `stop_rows`.
         split: whether the validation rows were taken from the training rows.
+        codecs: how the training of each learned codec went.
+        stop_rows: validation rows that said when it stopped.
     """
 
     sureness: tuple[Sureness, ...]
@@ -73,12 +81,16 @@ class FitReport:
     train_rows: int
     val_rows: int
     split: bool
+    codecs: tuple[TrainedCodec, ...] = ()
+    stop_rows: int = 0
 
     def __str__(self) -> str:
         width = max(len(f"{s.name} {s.path}") for s in self.sureness)
         taken = " (held out from the training rows)" if self.split else ""
+        stop = f", {self.stop_rows} more to stop training by" if self.stop_rows else ""
         lines = [
-            f"{self.train_rows} training rows, {self.val_rows} validation rows{taken}",
+            f"{self.train_rows} training rows, {self.val_rows} validation rows{stop}{taken}",
+            *map(str, self.codecs),
             "",
             f"{'':<{width}}  accuracy  ECE before -> after calibration",
         ]
@@ -98,29 +110,39 @@ def fit_plan(
     plan: Plan,
     train: LabelledRows,
     val: LabelledRows | None,
-    *,
-    epochs: int,
-    seed: int,
-    progress: bool,
+    schedule: Schedule,
 ) -> tuple[Plan, FitReport]:
-    """Train exits, calibrate, measure. The plan given is not changed; its options keep their costs.
+    """Train learned codecs and exits, calibrate, measure. The plan given is not changed.
 
     Args:
         plan: with all its segments, of a classifier.
-        train: rows for exits and static ranges.
+        train: rows for learned codecs, exits and static ranges.
         val: rows that neither the model nor an exit was trained on; None takes 30% of `train`.
-        epochs: at most, for each exit.
-        seed: of everything drawn.
-        progress: show a bar on standard error.
+        schedule: how long and where to train, and the seed of everything drawn.
 
     Raises:
-        ConfigError: too few rows, labels out of range, no classifier, training diverged.
+        ConfigError: too few rows, labels out of range, no classifier, training diverged, or a plan that
+            lacks a part of the model.
+        CodecError: a learned codec can not be made of these tensors.
     """
-    split = val is None
+    if not plan.complete:
+        raise ConfigError(
+            "this bundle was fitted with a learned codec and no longer holds the whole model; fit the "
+            "deployment or bundle that 'deploy' made"
+        )
+    if plan.answers.logits is None:
+        raise ConfigError("fit needs a classifier: one output of logits, or one named 'logits'")
+    seed, split, stop_rows = schedule.seed, val is None, 0
     if val is None:
         train, val = train.divide(0.3, seed)
+    coded: tuple[TrainedCodec, ...] = ()
+    if plan.recipes:
+        val, stop = val.divide(0.25, seed + 2)
+        stop_rows = len(stop)
+        plan, coded = train_codecs(plan, train, stop, schedule)
     report_rows, scale_rows = val.divide(0.5, seed + 1)
-    with _bar(progress, 5 + len(plan.exits)) as advance:
+    epochs = EXIT_EPOCHS if schedule.epochs is None else schedule.epochs
+    with _bar(schedule.progress, 5 + len(plan.exits)) as advance:
         advance("reading what crosses the boundaries")
         plan = _ranged(plan, train.first(RANGE_ROWS))
         trained = []
@@ -143,7 +165,7 @@ def fit_plan(
         replace(option, accuracy=evaluation.accuracy[option.name], accuracy_measured=True)
         for option in plan.options
     )
-    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split)
+    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows)
     return replace(plan, options=options), report
 
 
@@ -169,7 +191,7 @@ def _ranged(plan: Plan, rows: LabelledRows) -> Plan:
     codecs = {boundary: twin(codec) for boundary, codec in plan.codecs.items()}
     reached = list(_reached(plan, rows))
     for boundary, codec in codecs.items():
-        codec.calibrate([at[boundary] for at, _ in reached])
+        codec.calibrate([at[plan.source(boundary)] for at, _ in reached])
     return replace(plan, codecs=codecs)
 
 
@@ -204,7 +226,7 @@ def _trained(
 
 
 def _logits(plan: Plan, rows: LabelledRows) -> dict[str, torch.Tensor]:
-    """Logits of every answerer, by `exit:N`, `local`, `whole`."""
+    """Logits of every answerer, by `exit:N`, `local`, `whole`, and the option through a learned codec."""
     found: dict[str, list[torch.Tensor]] = {}
     at = plan.answers.logits
     assert at is not None
@@ -216,7 +238,15 @@ def _logits(plan: Plan, rows: LabelledRows) -> dict[str, torch.Tensor]:
                 found.setdefault(f"exit:{number}", []).append(head.segment(*reached[head.boundary])[0])
             if plan.local is not None:
                 found.setdefault("local", []).append(plan.local.segment(*batch.inputs)[at])
+            for option in _through_learned(plan):
+                logits, *_ = answer_by(plan, option, batch.inputs, reached, sizes=False)
+                found.setdefault(option.name, []).append(logits)
     return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _through_learned(plan: Plan) -> list[Option]:
+    index = plan.boundaries_by_name()
+    return [o for o in plan.options if o.remote and plan.codecs[index[o.cut or ""]].learned]
 
 
 def _scaled(plan: Plan, rows: LabelledRows) -> Plan:
@@ -227,7 +257,11 @@ def _scaled(plan: Plan, rows: LabelledRows) -> Plan:
         plan,
         exits=tuple(replace(head, scale=scales[f"exit:{n}"]) for n, head in enumerate(plan.exits)),
         local=None if local is None else replace(local, scale=scales["local"]),
-        answers=replace(plan.answers, scale=scales["whole"]),
+        answers=replace(
+            plan.answers,
+            scale=scales["whole"],
+            coded={option.name: scales[option.name] for option in _through_learned(plan)},
+        ),
     )
 
 
@@ -246,8 +280,10 @@ def _sureness(
     plan: Plan, found: dict[str, torch.Tensor], rows: LabelledRows, trained: list[TrainReport]
 ) -> Iterator[Sureness]:
     for name, logits in sorted(found.items()):
-        number = int(name.split(":")[1]) if ":" in name else None
-        scale = plan.answers.scale if number is None else plan.exits[number].scale
+        number = int(name.split(":")[1]) if name.startswith("exit:") else None
+        scale = plan.answers.coded.get(name, plan.answers.scale)
+        if number is not None:
+            scale = plan.exits[number].scale
         if name == "local" and plan.local is not None:
             scale = plan.local.scale
         right = (logits.argmax(1) == rows.labels).numpy()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitedge.codec import TensorSpec
 from splitedge.errors import BundleError
+from splitedge.learning import Recipe
 from splitedge.plan import CutRow
 from splitedge.policy import Option, Route
 from splitedge.segments import Boundary, Evidence, ExitHead
@@ -43,13 +44,37 @@ class BoundaryEntry(_Entry):
 
 
 class CodecEntry(_Entry):
-    """The codec of a boundary; its tensors lie in `codecs.safetensors` as `<boundary>/<name>`."""
+    """The codec of a boundary; its tensors lie in `codecs.safetensors` as `<boundary>/<name>`, its
+    networks in `edge/encoder-<boundary>` and `cloud/decoder-<boundary>`.
+    """
 
     boundary: int = Field(ge=0)
+    source: int = Field(ge=0)
+    gives: Literal["cut", "output"]
     name: str
     id: str
     config: dict[str, Any]
     tensors: list[str]
+    encoder: bool
+    decoder: bool
+
+
+class RecipeEntry(_Entry):
+    """A learned codec that `fit` trains; the fields of `learning.Recipe`."""
+
+    boundary: int = Field(ge=1)
+    name: str
+    source: int = Field(ge=0)
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, boundary: int, recipe: Recipe) -> RecipeEntry:
+        """From the live object."""
+        return cls(boundary=boundary, name=recipe.name, source=recipe.source, options=dict(recipe.options))
+
+    def make(self) -> Recipe:
+        """The live object."""
+        return Recipe(self.name, self.source, self.options)
 
 
 class ExitEntry(_Entry):
@@ -148,6 +173,7 @@ class PlanEntry(_Entry):
     inputs: dict[str, Any]
     outputs: dict[str, Any]
     scale: dict[str, Any] | None
+    coded_scales: dict[str, dict[str, Any]] = Field(max_length=MOST_OPTIONS)
     boundaries: list[BoundaryEntry] = Field(min_length=1, max_length=MOST_BOUNDARIES)
     cuts: list[int] = Field(min_length=1)
     codecs: list[CodecEntry]
@@ -162,6 +188,7 @@ class PlanEntry(_Entry):
     table: list[CutEntry]
     profile: str | None
     notes: list[str]
+    recipes: list[RecipeEntry] = Field(max_length=MOST_BOUNDARIES)
 
 
 def parse(plan: Mapping[str, Any]) -> PlanEntry:
@@ -184,6 +211,8 @@ def parse(plan: Mapping[str, Any]) -> PlanEntry:
         "a cut is no boundary": any(not 0 <= cut < count for cut in entry.cuts),
         "an exit is at no boundary": any(e.boundary >= count for e in entry.exits),
         "the codecs are not one a cut": sorted(c.boundary for c in entry.codecs) != sorted(entry.cuts),
+        "a codec reads behind its cut": any(c.source > c.boundary for c in (*entry.codecs, *entry.recipes)),
+        "a recipe is for no cut": any(r.boundary not in entry.cuts for r in entry.recipes),
         "an option names what is not there": any(_dangles(o, entry, names) for o in entry.options),
     }
     for problem, found in problems.items():

@@ -82,9 +82,9 @@ class EdgeModel(Protocol):
         """The flat tensors of the model's output, as the cloud returns them."""
         ...
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
         """Put the cloud's flat output tensors back into the model's output structure; with confidence
-        (NaN where the output is no classification).
+        (NaN where the output is no classification) as the answers of the option they came by have it.
         """
         ...
 
@@ -108,7 +108,7 @@ class CloudModel(Protocol):
         ...
 
     def cut_specs(self, lane: Lane) -> tuple[TensorSpec, ...]:
-        """The tensors the lane's decoder gives and the tail takes."""
+        """The tensors that `decode` gives and `tail` takes."""
         ...
 
     def output_specs(self) -> tuple[TensorSpec, ...]:
@@ -132,5 +132,5 @@ class CloudModel(Protocol):
         ...
 
     def tail(self, lane: Lane, tensors: Tensors) -> Tensors:
-        """Run the rest of the model on a batch; flat output tensors on the CPU."""
+        """Run the rest of the model on a batch, a learned codec's decoder first; flat outputs on the CPU."""
         ...

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from splitedge.choice import Choice
 from splitedge.codec import Codec, load_codec
+from splitedge.learning import Recipe
 from splitedge.policy import Option
 from splitedge.profile import Profile
 from splitedge.segments import (
@@ -61,6 +63,8 @@ class Plan:
         segments: by the boundary they start from.
         cuts: boundaries where requests may be sent to the cloud; 0 is the input (route CLOUD).
         codecs: by boundary, for every one of `cuts`.
+        sources: boundary that the codec of a cut reads, for those that replace layers of the head.
+        recipes: learned codecs that `fit` trains, by boundary; before it, a plain codec stands in there.
         exits: by number.
         local: the local model.
         batchable: whether the programs take batches of any size.
@@ -90,6 +94,12 @@ class Plan:
     table: tuple[CutRow, ...] = ()
     profile: Profile | None = None
     notes: list[str] = field(default_factory=list)
+    sources: Mapping[int, int] = field(default_factory=dict)
+    recipes: Mapping[int, Recipe] = field(default_factory=dict)
+
+    def source(self, cut: int) -> int:
+        """The boundary that the codec of a cut reads."""
+        return self.sources.get(cut, cut)
 
     def edge(self, digest: str) -> EdgeSegments:
         """The edge's half, with codec objects of its own: a codec serves one thread at a time."""
@@ -105,15 +115,15 @@ class Plan:
             {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
             self.answers,
             self.batchable,
+            {self.boundaries[i].name: self.source(i) for i in self.cuts},
         )
 
     def cloud(self, digest: str, device: torch.device | None = None) -> CloudSegments:
         """The cloud's half, likewise."""
-        first = min(self.cuts)
         return CloudSegments(
             digest,
             self.boundaries,
-            {i: self.segments[i] for i in range(first, len(self.boundaries))},
+            {i: self.segments[i] for i in range(self.cloud_start, len(self.boundaries))},
             {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
             self.answers.specs,
             self.mergeable,
@@ -125,9 +135,37 @@ class Plan:
         return {boundary.name: i for i, boundary in enumerate(self.boundaries)}
 
     @property
+    def remarks(self) -> list[str]:
+        """The notes, and what became of the learned codecs."""
+        found = list(self.notes)
+        for cut, recipe in sorted(self.recipes.items()):
+            codec, name = self.codecs[cut].name, self.boundaries[cut].name
+            wanted = Choice(recipe.name, recipe.options)
+            if codec != recipe.name:
+                found.append(f"codec '{codec}' on cut '{name}' until fit(train, val) has trained '{wanted}'")
+            elif recipe.source != cut:
+                reads = self.boundaries[recipe.source].name or "the model's input"
+                found.append(
+                    f"codec '{wanted}' on cut '{name}': its encoder stands in for the head from {reads}"
+                )
+        return found
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole model is here: halves, and bundles with learned codecs, lack parts of it."""
+        return all(i in self.segments for i in range(len(self.boundaries)))
+
+    @property
     def edge_end(self) -> int:
-        """The last boundary the edge can reach: that of its last cut or exit."""
-        return max((*self.cuts, *(head.boundary for head in self.exits)))
+        """The last boundary the edge reaches: the last that an encoder or an exit reads."""
+        return max((*map(self.source, self.cuts), *(head.boundary for head in self.exits)))
+
+    @property
+    def cloud_start(self) -> int:
+        """The first boundary the cloud runs segments from; the number of boundaries where it runs none."""
+        return min(
+            (cut for cut in self.cuts if self.codecs[cut].gives == "cut"), default=len(self.boundaries)
+        )
 
     @property
     def mergeable(self) -> bool:

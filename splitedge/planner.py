@@ -22,6 +22,8 @@ GOODPUTS = (0.5e6, 1e6, 2e6, 5e6, 10e6, 20e6, 50e6)
 ASSUMED_CLOUD_SPEED = 8.0
 #: A cut whose tail has less than this share of the model's work is no split: the device did it all.
 LEAST_TAIL = 0.05
+#: A learned codec that replaces the head leaves at least this share of the model to the tail.
+MOST_OF_MODEL = 0.5
 #: Cuts that differ by less of the model's work than this stand at the same place.
 SAME_WORK = 0.01
 
@@ -66,8 +68,10 @@ def _remote(
     plan: Plan, costs: Costs, boundary: int, level: int, edge_speed: float, cloud_speed: float
 ) -> Option:
     key = boundary, level
-    edge = (costs.head(boundary) + costs.encode[key]) / edge_speed
-    cloud = (costs.decode[key] + costs.tail(boundary)) / cloud_speed
+    edge = (costs.head(plan.source(boundary)) + costs.encode[key]) / edge_speed
+    cloud = costs.decode[key] / cloud_speed
+    if plan.codecs[boundary].gives == "cut":
+        cloud = cloud + costs.tail(boundary) / cloud_speed
     option = Option(
         Route.SPLIT if boundary else Route.CLOUD,
         cut=plan.boundaries[boundary].name if boundary else None,
@@ -172,3 +176,18 @@ def shortlist(nbytes: Sequence[int], tail_share: Sequence[float], most: int = 12
     if len(front) <= most:
         return front
     return [front[round(i)] for i in np.linspace(0, len(front) - 1, most)]
+
+
+def narrowest(nbytes: Sequence[int], tail_share: Sequence[float]) -> int:
+    """The cut for a learned codec that replaces the head: of those that leave the tail most of the work,
+    the one crossed by the fewest raw bytes; the earliest of equals, but behind what costs nothing (a ReLU).
+
+    Its encoder and its payload are the same wherever the decoder leads to, so that seconds and bytes do not
+    choose: what is to be reproduced should be small, and the trained layers behind it many. Where every cut
+    leaves less than `MOST_OF_MODEL`, the one that leaves most.
+    """
+    most = max(tail_share)
+    useful = [i for i, share in enumerate(tail_share) if share >= min(MOST_OF_MODEL, most)]
+    first = min(useful, key=lambda i: (nbytes[i], i))
+    same = [i for i in useful if nbytes[i] == nbytes[first] and tail_share[first] - tail_share[i] < SAME_WORK]
+    return max(same)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -66,11 +66,19 @@ class Program(nn.Module):
         Raises:
             TypeError: not as many tensors as `input_names`.
         """
+        out: Tensors = self._run(*self.arguments(*inputs))
+        return out
+
+    def arguments(self, *inputs: torch.Tensor) -> tuple[Any, ...]:
+        """Values of the graph's placeholders for these inputs.
+
+        Raises:
+            TypeError: not as many tensors as `input_names`.
+        """
         if len(inputs) != len(self.input_names):
             raise TypeError(f"this program takes {len(self.input_names)} tensors, got {len(inputs)}")
         device = (inputs[0].device,) if self._follows_device else ()
-        out: Tensors = self._run(*self._parameters.values(), *self._buffers.values(), *device, *inputs)
-        return out
+        return (*self._parameters.values(), *self._buffers.values(), *device, *inputs)
 
     def parameter_count(self) -> int:
         """Number of parameters (buffers are not counted)."""

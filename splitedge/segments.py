@@ -97,10 +97,13 @@ class Answers:
     Attributes:
         structure: of the model's output.
         scale: calibration of the whole model's confidence; None before it is fitted.
+        coded: calibration of what is answered through a learned codec, by the option's name: its logits are
+            not the whole model's.
     """
 
     structure: Structure
     scale: Calibration | None = None
+    coded: Mapping[str, Calibration] = field(default_factory=dict)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -123,6 +126,10 @@ class Answers:
         ):
             return None
         return index
+
+    def scale_of(self, option: Option) -> Calibration | None:
+        """The calibration of a remote option's answers."""
+        return self.coded.get(option.name, self.scale)
 
     def whole(self, tensors: Tensors, scale: Calibration | None) -> tuple[Any, float]:
         """The model's output from its flat tensors, and the least confidence (NaN for no classifier)."""
@@ -175,6 +182,7 @@ class EdgeSegments:
         encoders: codec by cut name, "" for the input codec.
         answers: how outputs are put together.
         batchable: whether a batch of several rows may be given.
+        sources: boundary that a cut's encoder reads where it is not the cut's own, by cut name.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class EdgeSegments:
         encoders: Mapping[str, Codec],
         answers: Answers,
         batchable: bool = True,
+        sources: Mapping[str, int] | None = None,
     ) -> None:
         self._digest = digest
         self._options = tuple(options)
@@ -200,7 +209,7 @@ class EdgeSegments:
         self._encoders = dict(encoders)
         self._answers = answers
         self._batchable = batchable
-        self._index = {boundary.name: i for i, boundary in enumerate(self._boundaries)}
+        self._source = {boundary.name: i for i, boundary in enumerate(self._boundaries)} | dict(sources or {})
 
     @property
     def digest(self) -> str:
@@ -253,9 +262,11 @@ class EdgeSegments:
                 return self._run_exit(flow, self._exits[stage.number])
             return self._run_encode(flow, self._options[stage.number])
 
-    def finish(self, tensors: Tensors, rows: int) -> tuple[Any, float]:
-        """The cloud's flat tensors as the model's output, with confidence."""
-        return self._answers.whole(tensors, self._answers.scale)
+    def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
+        """The cloud's flat tensors as the model's output, with confidence as the option's answers have."""
+        answers = self._answers
+        scale = answers.scale if option is None else answers.scale_of(self._options[option])
+        return answers.whole(tensors, scale)
 
     def _run_local(self, flow: SegmentFlow) -> Outcome:
         if self._local is None:
@@ -277,7 +288,7 @@ class EdgeSegments:
             raise CodecError(f"option '{option.name}' sends nothing")
         cut = option.cut or ""
         start = time.perf_counter()
-        tensors = self._advance(flow, self._index[cut])
+        tensors = self._advance(flow, self._source[cut])
         middle = time.perf_counter()
         payload = self._encoders[cut].encode(tensors, option.level)
         return Outcome(middle - start, time.perf_counter() - middle, payload=payload)
@@ -322,9 +333,12 @@ class CloudSegments:
         self._last = len(boundaries)
         self._device = device
         self._segments = dict(segments)
-        for segment in self._segments.values():
-            if device is not None and isinstance(segment, nn.Module):
-                segment.to(device)
+        if device is not None:
+            for segment in self._segments.values():
+                if isinstance(segment, nn.Module):
+                    segment.to(device)
+            for codec in decoders.values():
+                codec.to(device)
         self._output_specs = tuple(output_specs)
         self._batchable = batchable
         self._decoders = {Lane(digest, cut, codec.id): codec for cut, codec in decoders.items()}
@@ -345,8 +359,8 @@ class CloudSegments:
         return self._batchable
 
     def cut_specs(self, lane: Lane) -> tuple[TensorSpec, ...]:
-        """What the lane's decoder gives."""
-        return self._decoder(lane).give_specs
+        """What is unpacked from the lane's payloads."""
+        return self._decoder(lane).unpacked_specs
 
     def output_specs(self) -> tuple[TensorSpec, ...]:
         """The flat tensors `tail` gives."""
@@ -357,14 +371,18 @@ class CloudSegments:
         return self._decoder(lane).max_bytes(level, rows)
 
     def decode(self, lane: Lane, data: memoryview, max_rows: int) -> Tensors:
-        """Decode one request's payload."""
-        return self._decoder(lane).decode(data, max_rows=max_rows)
+        """Unpack one request's payload; the network of a learned codec runs with the tail, on a batch."""
+        return self._decoder(lane).unpack(data, max_rows=max_rows)
 
     def tail(self, lane: Lane, tensors: Tensors) -> Tensors:
-        """Run the segments from the lane's cut to the output."""
+        """Run what lies between a payload's tensors and the output."""
+        decoder = self._decoder(lane)
         with torch.inference_mode():
             if self._device is not None:
                 tensors = tuple(tensor.to(self._device) for tensor in tensors)
+            tensors = decoder.expand(tensors)
+            if decoder.gives == "output":
+                return tuple(tensor.cpu().contiguous() for tensor in tensors)
             for i in range(self._index[lane.cut], self._last):
                 tensors = tuple(self._segments[i](*tensors))
             return tuple(tensor.cpu().contiguous() for tensor in tensors)

@@ -70,7 +70,7 @@ class EdgeDouble:
         more = 100 if stage.kind is StageKind.EXIT else 200
         return Outcome(1e-5, confidence=0.75, output=flow.x * 2 + more)
 
-    def finish(self, tensors, rows):
+    def finish(self, tensors, rows, option=None):
         return tensors[0], math.nan
 
 

@@ -70,6 +70,7 @@ class _Call:
     deadline_at: float  # of the runtime's clock
     outputs: dict[tuple[Source, int], Any] = field(default_factory=dict)
     payloads: dict[int, Payload] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)  # option by attempt
 
 
 class EdgeRuntime:
@@ -369,6 +370,7 @@ class EdgeRuntime:
         if call is None or payload is None or self._remote is None:
             self._feed(SendFailed(action.request, action.attempt, "nothing to send, or nowhere to"))
             return
+        call.sent[action.attempt] = action.option
         self._remote.send(action, payload)
 
     def _cancel_remote(self, action: CancelRemote) -> None:
@@ -410,7 +412,9 @@ class EdgeRuntime:
         rows = rows_of(self._output_specs, message.tensors, "the model's output")
         if rows != call.flow.rows:
             raise CodecError(f"the cloud answered {rows} rows, {call.flow.rows} were asked for")
-        call.outputs[Source.CLOUD, -1], confidence = self._model.finish(message.tensors, rows)
+        call.outputs[Source.CLOUD, -1], confidence = self._model.finish(
+            message.tensors, rows, call.sent.get(message.attempt)
+        )
         return confidence
 
     # Ends -----------------------------------------------------------------------------------------
