@@ -39,7 +39,7 @@ def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def digits(*, seed: int = 0, epochs: int = 15) -> Subject:
-    """Load the data, train the model (about 5 s), divide: 1,097 rows to train, 200 to validate, 500 to test."""
+    """Load, divide into 1,097 rows to train, 200 to validate and 500 to test, and train the model (5 s)."""
     bunch, rng = load_digits(), np.random.default_rng(seed)
     scans = torch.from_numpy(bunch.images).float()[:, None] / 16
     x = _framed(scans, rng)

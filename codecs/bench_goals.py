@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from splitedge.codecs.bench import Outcome
@@ -67,7 +67,7 @@ def curve(points: list[Point], *, framed: bool = False) -> Curve:
 
 
 def _target(outcome: Outcome, most: int, loss: float) -> Figure:
-    name = f"points below the whole model at a payload of at most {most} B, encoder at most {MOST_MACS:.0%} of MACs"
+    name = f"points lost at a payload of at most {most} B, encoder at most {MOST_MACS:.0%} of MACs"
     best = _best(outcome, lambda p: p.bytes_mean <= most)
     if best is None:
         return goal(name, None, "points", loss, "none of ours is so small")
@@ -75,15 +75,15 @@ def _target(outcome: Outcome, most: int, loss: float) -> Figure:
 
 
 def _target_framed(outcome: Outcome, most: int) -> Figure:
-    name = f"points below the whole model at a frame of at most {most} B"
+    name = f"points lost at a frame of at most {most} B"
     best = _best(outcome, lambda p: p.framed_mean <= most)
     if best is None:
         return Figure(name, None, "points", note="none of ours is so small")
     return Figure(name, _loss(outcome, best), "points", note=_about(outcome, best))
 
 
-def _best(outcome: Outcome, fits: object) -> Point | None:
-    ours = [p for p in outcome.points if p.kind == "ours" and p.macs_share <= MOST_MACS and fits(p)]  # type: ignore[operator]
+def _best(outcome: Outcome, fits: Callable[[Point], bool]) -> Point | None:
+    ours = [p for p in outcome.points if p.kind == "ours" and p.macs_share <= MOST_MACS and fits(p)]
     return max(ours, key=lambda p: p.accuracy, default=None)
 
 

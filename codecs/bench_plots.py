@@ -52,6 +52,8 @@ def _product(point: Point) -> float:
 
 
 def _curves(axes: Axes, outcome: Outcome, at: Callable[[Point], float]) -> None:
+    from matplotlib.ticker import LogLocator
+
     families = [f for f in outcome.families() if f != "dedicated"]
     nowhere = []
     for n, family in enumerate(families):
@@ -63,7 +65,9 @@ def _curves(axes: Axes, outcome: Outcome, at: Callable[[Point], float]) -> None:
     right = 100 * float(outcome.whole.mean())
     axes.axhline(right, color="#777777", lw=1, label=f"whole model, {right:.1f}%")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    axes.minorticks_off()
     _near_the_top(axes, outcome, right)
     axes.set_ylabel(f"accuracy on {outcome.rows} test rows, % (bars: 95% intervals)")
     axes.set_title(

@@ -17,8 +17,10 @@ from splitedge.errors import CodecError, ConfigError
 from splitedge.learning import LearnedCodec, Task
 from splitedge.partition import capture
 from splitedge.pieces import Pieces, divide
+from splitedge.plan import Plan
 from splitedge.rows import LabelledRows
 from splitedge.segments import Answers
+from splitedge.tasks import task_of
 
 #: Rows that a plain codec's static ranges come from.
 CALIBRATION_ROWS = 256
@@ -101,9 +103,8 @@ class Divided:
 
     def between(self, start: int, stop: int | None) -> list[nn.Module]:
         """Segments from one boundary to another, None for the output."""
-        found = [
-            self.pieces.segments[i] for i in range(start, len(self.pieces.boundaries))[: _count(start, stop)]
-        ]
+        end = len(self.pieces.boundaries) if stop is None else stop
+        found = [self.pieces.segments[i] for i in range(start, end)]
         return [segment for segment in found if isinstance(segment, nn.Module)]
 
     def source(self, contender: Contender, kind: type[LearnedCodec] | None) -> int:
@@ -115,17 +116,8 @@ class Divided:
     def task(self, source: int, cut: int) -> Task:
         """What a learned codec is trained on."""
         pieces, subject = self.pieces, self.subject
-        return Task(
-            reads=pieces.boundaries[source].specs,
-            cut=pieces.boundaries[cut].specs,
-            outputs=pieces.outputs,
-            logits=self.logits,
-            before=self.between(0, source),
-            head=self.between(source, cut),
-            tail=self.between(cut, None),
-            train=subject.train,
-            val=subject.val,
-        )
+        plan = Plan(pieces.inputs, Answers(pieces.outputs), pieces.boundaries, pieces.segments, (), {})
+        return task_of(plan, cut, source, subject.train, subject.val)
 
     def plain(self, contender: Contender) -> Codec:
         """A codec that needs no training, its static ranges from training rows.
@@ -161,7 +153,3 @@ def kib(module: object) -> float:
         return 0.0
     held = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held) / 1024
-
-
-def _count(start: int, stop: int | None) -> int | None:
-    return None if stop is None else stop - start

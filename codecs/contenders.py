@@ -37,7 +37,7 @@ class Contender:
     dedicated: int | None = None
 
 
-QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
+QUALITIES = (1, 5, 10, 20, 30, 50, 70, 80, 90, 95)
 
 
 def bottleneck(name: str, **options: Any) -> Contender:

@@ -100,7 +100,7 @@ def kept(place: Path, reads: Sequence[TensorSpec], gives: Mapping[str, Sequence[
         )
         codec = _fitting(str(content["name"]), state, reads, gives, str(content["id"]))
         return Kept(codec, float(content["train_s"]), int(content["epochs"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, CodecError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, CodecError, BundleError) as error:
         raise BundleError(f"{place}: the kept codec can not be read ({error}); delete the folder") from error
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -166,7 +167,7 @@ def _times(placed: Placed, level: int, divided: Divided, rows: LabelledRows) -> 
             marks.append(time.perf_counter())
             codec.expand(unpacked)
             marks.append(time.perf_counter())
-            taken.append(tuple(b - a for a, b in zip(marks, marks[1:], strict=False)))
+            taken.append(tuple(b - a for a, b in pairwise(marks)))
     return _Times(*(median(column) for column in zip(*taken[WARM_UP:], strict=True)))
 
 

@@ -73,9 +73,7 @@ class Point:
 
     def __post_init__(self) -> None:
         if not len(self.payload) == len(self.framed) == len(self.correct) > 0:
-            raise ConfigError(
-                f"point '{self.label}': its columns disagree on the number of rows, or are empty"
-            )
+            raise ConfigError(f"point '{self.label}': its columns are empty or not of one length")
 
     @property
     def label(self) -> str:
