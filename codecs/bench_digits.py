@@ -45,7 +45,7 @@ def digits(*, seed: int = 0, epochs: int = 15) -> Subject:
     x = _framed(scans, rng)
     y = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
     order = torch.from_numpy(rng.permutation(len(y)))
-    test, val, train = order.split([TEST, VAL, len(y) - TEST - VAL])
+    test, val, train = order[:TEST], order[TEST : TEST + VAL], order[TEST + VAL :]
     parts = [LabelledRows((x[rows],), y[rows], (0,)) for rows in (train, val, test)]
     model = _train(parts[0], epochs, seed)
     return Subject(
