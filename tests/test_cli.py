@@ -22,6 +22,7 @@ VERBS = [
     "link",
     "trace",
     "demo",
+    "bench",
 ]
 
 
