@@ -33,6 +33,7 @@ from splitedge.manifest import (
     PlanEntry,
     parse,
 )
+from splitedge.placing import device_named
 from splitedge.plan import Plan
 from splitedge.profile import Profile
 from splitedge.program import Program
@@ -103,10 +104,21 @@ def load_plan(
     return plan, found
 
 
-def load_edge(directory: Path | str, *, digest: str | None = None) -> EdgeSegments:
-    """The edge's half of a bundle, as the edge runtime takes it. Opens no file of the other half."""
+def load_edge(directory: Path | str, *, digest: str | None = None, device: str = "auto") -> EdgeSegments:
+    """The edge's half of a bundle, as the edge runtime takes it. Opens no file of the other half.
+
+    Args:
+        directory: the bundle.
+        digest: refuse any other bundle than this one.
+        device: where head, exits and local model run; as for `load_cloud`.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+        ConfigError: there is no such device here.
+    """
+    where = device_named(device)
     plan, found = load_plan(directory, "edge", digest=digest)
-    return plan.edge(found.digest)
+    return plan.edge(found.digest, where)
 
 
 def load_cloud(directory: Path | str, *, digest: str | None = None, device: str = "auto") -> CloudSegments:
@@ -121,21 +133,9 @@ def load_cloud(directory: Path | str, *, digest: str | None = None, device: str 
         BundleError: a file is missing, changed or foreign; the message names it.
         ConfigError: there is no such device here.
     """
-    where = _device(device)
+    where = device_named(device)
     plan, found = load_plan(directory, "cloud", digest=digest)
     return plan.cloud(found.digest, where)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ConfigError(f"device '{name}' can not be used here ({why}); take 'cpu' or 'auto'") from None
-    return device
 
 
 def verify(directory: Path | str, side: Side = "both") -> Sealed:

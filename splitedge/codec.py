@@ -184,6 +184,9 @@ class Codec(ABC):
             CodecError: the state is not this codec's or does not fit the specs.
         """
 
+    def to(self, device: torch.device) -> None:  # noqa: B027 - most codecs have no network
+        """Move the networks of the codec to a device."""
+
     def calibrate(self, batches: Iterable[Tensors]) -> None:  # noqa: B027 - optional to override
         """Set static ranges from sample batches of what the codec reads. Changes `id`."""
 

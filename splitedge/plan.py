@@ -91,7 +91,7 @@ class Plan:
     profile: Profile | None = None
     notes: list[str] = field(default_factory=list)
 
-    def edge(self, digest: str) -> EdgeSegments:
+    def edge(self, digest: str, device: torch.device | None = None) -> EdgeSegments:
         """The edge's half, with codec objects of its own: a codec serves one thread at a time."""
         last = self.edge_end
         return EdgeSegments(
@@ -105,6 +105,7 @@ class Plan:
             {self.boundaries[i].name: twin(self.codecs[i]) for i in self.cuts},
             self.answers,
             self.batchable,
+            device,
         )
 
     def cloud(self, digest: str, device: torch.device | None = None) -> CloudSegments:
