@@ -187,10 +187,10 @@ class LinearDecoder(nn.Module):
     def __init__(self, latent: Latent, cut: TensorSpec, width: int, levels: int = 1) -> None:
         super().__init__()
         self.shape = cut.shape[1:]
-        self.first = LevelNorm(nn.Linear(latent.channels * latent.positions, width, bias=False), width, levels)
-        self.last = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(self.shape))
+        self.first = LevelNorm(
+            nn.Linear(latent.channels * latent.positions, width, bias=False), width, levels
         )
+        self.last = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(self.shape)))
 
     def forward(self, z: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """float32 (N, channels, *grid) and int64 (N,) to the cut's tensor, float32."""

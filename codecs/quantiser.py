@@ -55,7 +55,9 @@ def scaled(parameter: torch.Tensor, by: float) -> torch.Tensor:
     return parameter * by + (parameter * (1.0 - by)).detach()
 
 
-def quantise(z: torch.Tensor, low: torch.Tensor, step: torch.Tensor, codes: torch.Tensor | int) -> torch.Tensor:
+def quantise(
+    z: torch.Tensor, low: torch.Tensor, step: torch.Tensor, codes: torch.Tensor | int
+) -> torch.Tensor:
     """Codes of a latent: (z - low) / step, rounded, between 0 and codes - 1; int32.
 
     Args:

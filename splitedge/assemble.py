@@ -52,6 +52,7 @@ def deploy(
     records: Path | str | None = None,
     settings: EngineSettings | None = None,
     power: str = "none",
+    device: str = "cpu",
     effort: Effort | None = None,
 ) -> Deployment:
     """Divide a model between this device and a cloud, ready to answer.
@@ -85,6 +86,8 @@ def deploy(
         records: append one row a request to this file (`.jsonl`).
         settings: the engine's.
         power: name of the profile that joules are modelled with (`splitedge.power.PROFILES`).
+        device: where the halves in this process answer: `cpu`, `cuda`, `cuda:1` or `auto`. Stages are
+            measured, exits trained and bundles saved on the CPU.
         effort: how much to measure.
 
     Raises:
@@ -129,7 +132,14 @@ def deploy(
         profile=_profile(pieces, example_inputs),
     )
     return Deployment(
-        plan, policy=policy, cloud=cloud, keys=keys, records=records, settings=settings, power=power
+        plan,
+        policy=policy,
+        cloud=cloud,
+        keys=keys,
+        records=records,
+        settings=settings,
+        power=power,
+        device=device,
     )
 
 

@@ -24,7 +24,6 @@ from splitedge import sealed
 from splitedge.calibration import Calibration
 from splitedge.codec import Codec, CodecState, TensorSpec, load_codec
 from splitedge.errors import BundleError, CodecError, ConfigError, PartitionError
-from splitedge.learning import device_named
 from splitedge.manifest import (
     BoundaryEntry,
     CodecEntry,
@@ -36,6 +35,7 @@ from splitedge.manifest import (
     RecipeEntry,
     parse,
 )
+from splitedge.placing import device_named
 from splitedge.plan import Plan
 from splitedge.profile import Profile
 from splitedge.program import Program
@@ -108,10 +108,21 @@ def load_plan(
     return plan, found
 
 
-def load_edge(directory: Path | str, *, digest: str | None = None) -> EdgeSegments:
-    """The edge's half of a bundle, as the edge runtime takes it. Opens no file of the other half."""
+def load_edge(directory: Path | str, *, digest: str | None = None, device: str = "auto") -> EdgeSegments:
+    """The edge's half of a bundle, as the edge runtime takes it. Opens no file of the other half.
+
+    Args:
+        directory: the bundle.
+        digest: refuse any other bundle than this one.
+        device: where head, exits and local model run; as for `load_cloud`.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+        ConfigError: there is no such device here.
+    """
+    where = device_named(device)
     plan, found = load_plan(directory, "edge", digest=digest)
-    return plan.edge(found.digest)
+    return plan.edge(found.digest, where)
 
 
 def load_cloud(directory: Path | str, *, digest: str | None = None, device: str = "auto") -> CloudSegments:

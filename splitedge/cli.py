@@ -115,6 +115,10 @@ def edge(
         str | None, typer.Option(help="Policy by name, e.g. deadline, latency, confidence:0.95, static:exit.")
     ] = None,
     records: Annotated[Path | None, typer.Option(help="Append one row a request to this file.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the head runs: auto (the default: a GPU where there is one), cpu, cuda:1."),
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Run the edge's half of a bundle as a daemon with an Open Inference Protocol v2 API.
@@ -125,10 +129,8 @@ def edge(
     from splitedge.config import load_settings
     from splitedge.service import run_edge_daemon
 
-    settings = load_settings(
-        config,
-        {"edge": {"cloud": cloud, "http": http, "keys": keys, "policy": policy, "records": records}},
-    )
+    given = {"cloud": cloud, "http": http, "keys": keys, "policy": policy, "records": records}
+    settings = load_settings(config, {"edge": {**given, "device": device}})
 
     def ready(address: str) -> None:
         _say(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")

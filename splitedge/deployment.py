@@ -48,6 +48,8 @@ class Deployment:
         records: append one row a request to this file.
         settings: the engine's.
         power: name of the profile that joules are modelled with.
+        device: where the model's halves in this process run: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU
+            where there is one. A plan's seconds are those of the device it was measured on, the CPU.
         side: which halves the plan holds.
         digest: of the bundle the plan was read from.
 
@@ -65,12 +67,13 @@ class Deployment:
         records: Path | str | None = None,
         settings: EngineSettings | None = None,
         power: str = "none",
+        device: str = "cpu",
         side: Side = "both",
         digest: str | None = None,
     ) -> None:
         self._plan = plan
         self._policy_spec = plan.policy if policy is None else policy
-        self._around = Around(cloud, _path(keys), _path(records), settings, power)
+        self._around = Around(cloud, _path(keys), _path(records), settings, power, device)
         self._side: Side = side
         self._digest = digest
         self._lock = threading.Lock()
@@ -352,6 +355,7 @@ def load(
     records: Path | str | None = None,
     settings: EngineSettings | None = None,
     power: str = "none",
+    device: str = "cpu",
     digest: str | None = None,
 ) -> Deployment:
     """Load a bundle that `Deployment.save` wrote.
@@ -366,6 +370,8 @@ def load(
         records: append one row a request to this file.
         settings: the engine's.
         power: name of the profile that joules are modelled with.
+        device: where the model's halves in this process run: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU
+            where there is one. A plan's seconds are those of the device it was measured on, the CPU.
         digest: refuse any other bundle than this one.
 
     Raises:
@@ -381,6 +387,7 @@ def load(
         records=records,
         settings=settings,
         power=power,
+        device=device,
         side=side,
         digest=found.digest,
     )

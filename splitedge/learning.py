@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from splitedge.codec import GROUP, Codec, Tensors, TensorSpec
-from splitedge.errors import ConfigError
 from splitedge.registry import lookup
 from splitedge.rows import LabelledRows
 from splitedge.structure import Structure
@@ -168,20 +167,3 @@ def learned(name: str) -> type[LearnedCodec] | None:
     """
     found = lookup(GROUP, name)
     return found if isinstance(found, type) and issubclass(found, LearnedCodec) else None
-
-
-def device_named(name: str) -> torch.device:
-    """The device a schedule names.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise ConfigError(f"device '{name}' can not be used here ({why}); take 'cpu' or 'auto'") from None
-    return device

@@ -212,7 +212,8 @@ def parse(plan: Mapping[str, Any]) -> PlanEntry:
         "a cut is no boundary": any(not 0 <= cut < count for cut in entry.cuts),
         "an exit is at no boundary": any(e.boundary >= count for e in entry.exits),
         "the codecs are not one a cut": sorted(c.boundary for c in entry.codecs) != sorted(entry.cuts),
-        "a codec reads behind its cut": any(c.source > c.boundary for c in (*entry.codecs, *entry.recipes)),
+        "a codec reads behind its cut": any(c.source > c.boundary for c in entry.codecs)
+        or any(r.source > r.boundary for r in entry.recipes),
         "a recipe is for no cut": any(r.boundary not in entry.cuts for r in entry.recipes),
         "an option names what is not there": any(_dangles(o, entry, names) for o in entry.options),
     }

@@ -101,7 +101,7 @@ class Plan:
         """The boundary that the codec of a cut reads."""
         return self.sources.get(cut, cut)
 
-    def edge(self, digest: str) -> EdgeSegments:
+    def edge(self, digest: str, device: torch.device | None = None) -> EdgeSegments:
         """The edge's half, with codec objects of its own: a codec serves one thread at a time."""
         last = self.edge_end
         return EdgeSegments(
@@ -116,6 +116,7 @@ class Plan:
             self.answers,
             self.batchable,
             {self.boundaries[i].name: self.source(i) for i in self.cuts},
+            device,
         )
 
     def cloud(self, digest: str, device: torch.device | None = None) -> CloudSegments:

@@ -17,6 +17,7 @@ from splitedge.engine import Engine
 from splitedge.errors import ConfigError, LinkError, Rejected
 from splitedge.keys import load_keys, trusted_key
 from splitedge.loopback import Loopback
+from splitedge.placing import device_named
 from splitedge.plan import Plan
 from splitedge.policy import Policy
 from splitedge.power import power_profile
@@ -39,6 +40,7 @@ class Around:
     records: Path | None = None
     settings: EngineSettings | None = None
     power: str = "none"
+    device: str = "cpu"
 
 
 class Running:
@@ -54,7 +56,7 @@ class Running:
 
     Raises:
         BundleError: a server is named, and the plan can not be saved for it to serve.
-        ConfigError: keys are missing, or the record file can not be used.
+        ConfigError: keys are missing, or the record file or the device can not be used.
     """
 
     def __init__(
@@ -67,17 +69,18 @@ class Running:
         digest: Callable[[], str],
         on_record: Callable[[Record], None],
     ) -> None:
+        device = device_named(around.device)
         # Nobody else sees the digest of an in-process cloud, so a plan that can't be saved works too.
         name = secrets.token_hex(32) if around.cloud is None and here else digest()
         self.link: Link | None = None
         if around.cloud is not None:
             self.link = _server(around.cloud, around.keys)
         elif here:
-            self.link = Loopback(plan.cloud(name))
+            self.link = Loopback(plan.cloud(name, device))
         engine = Engine(plan.options, policy, settings=around.settings, power=power_profile(around.power))
         store = None if around.records is None else RecordStore(around.records)
         runtime = EdgeRuntime(
-            plan.edge(name), engine, self.link, settings=_limits(around.cloud), records=store
+            plan.edge(name, device), engine, self.link, settings=_limits(around.cloud), records=store
         )
         runtime.listeners.append(on_record)
         self.threaded = ThreadedRuntime(runtime)

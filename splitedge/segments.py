@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
 from splitedge.parts import Flow, Outcome
+from splitedge.placing import moved, placed, settle
 from splitedge.policy import Option, Route
 from splitedge.rows import as_flat
 from splitedge.structure import LEAF, Structure, Tree
@@ -194,6 +194,8 @@ class EdgeSegments:
         answers: how outputs are put together.
         batchable: whether a batch of several rows may be given.
         sources: boundary that a cut's encoder reads where it is not the cut's own, by cut name.
+        device: where segments, exits and local model run; inputs are moved there, outputs are given on
+            the CPU.
     """
 
     def __init__(
@@ -209,15 +211,20 @@ class EdgeSegments:
         answers: Answers,
         batchable: bool = True,
         sources: Mapping[str, int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._digest = digest
         self._options = tuple(options)
         self._inputs = inputs
         self._boundaries = tuple(boundaries)
-        self._segments = tuple(segments)
-        self._exits = tuple(exits)
-        self._local = local
+        self._device = device
+        self._segments = tuple(placed(segment, device) for segment in segments)
+        self._exits = tuple(replace(head, segment=placed(head.segment, device)) for head in exits)
+        self._local = None if local is None else replace(local, segment=placed(local.segment, device))
         self._encoders = dict(encoders)
+        if device is not None:
+            for encoder in self._encoders.values():
+                encoder.to(device)
         self._answers = answers
         self._batchable = batchable
         self._source = {boundary.name: i for i, boundary in enumerate(self._boundaries)} | dict(sources or {})
@@ -283,13 +290,15 @@ class EdgeSegments:
         if self._local is None:
             raise CodecError("this bundle has no local model")
         start = time.perf_counter()
-        tensors = self._local.segment(*flow.inputs)
+        tensors = self._local.segment(*moved(flow.inputs, self._device))
+        tensors = tuple(tensor.cpu() for tensor in tensors)
         output, confidence = self._answers.whole(tensors, self._local.scale)
         return Outcome(time.perf_counter() - start, confidence=confidence, output=output)
 
     def _run_exit(self, flow: SegmentFlow, head: ExitHead) -> Outcome:
         start = time.perf_counter()
-        (logits,) = head.segment(*self._advance(flow, head.boundary))
+        (logits,) = head.segment(*moved(self._advance(flow, head.boundary), self._device))
+        logits = logits.cpu()
         confidence = float(confidence_of(logits, head.scale).min())
         seconds = time.perf_counter() - start
         return Outcome(seconds, confidence=confidence, output=self._answers.partial(logits))
@@ -300,6 +309,7 @@ class EdgeSegments:
         cut = option.cut or ""
         start = time.perf_counter()
         tensors = self._advance(flow, self._source[cut])
+        settle(self._device)
         middle = time.perf_counter()
         payload = self._encoders[cut].encode(tensors, option.level)
         return Outcome(middle - start, time.perf_counter() - middle, payload=payload)
@@ -309,7 +319,7 @@ class EdgeSegments:
         if boundary in flow.reached:
             return flow.reached[boundary]
         at = max(i for i in flow.reached if i < boundary)
-        tensors = flow.reached[at]
+        tensors = moved(flow.reached[at], self._device)
         for i in range(at, boundary):
             tensors = tuple(self._segments[i](*tensors))
             flow.reached[i + 1] = tensors
@@ -343,11 +353,8 @@ class CloudSegments:
         self._index = {boundary.name: i for i, boundary in enumerate(boundaries)}
         self._last = len(boundaries)
         self._device = device
-        self._segments = dict(segments)
+        self._segments = {i: placed(segment, device) for i, segment in segments.items()}
         if device is not None:
-            for segment in self._segments.values():
-                if isinstance(segment, nn.Module):
-                    segment.to(device)
             for codec in decoders.values():
                 codec.to(device)
         self._output_specs = tuple(output_specs)
@@ -389,9 +396,7 @@ class CloudSegments:
         """Run what lies between a payload's tensors and the output."""
         decoder = self._decoder(lane)
         with torch.inference_mode():
-            if self._device is not None:
-                tensors = tuple(tensor.to(self._device) for tensor in tensors)
-            tensors = decoder.expand(tensors)
+            tensors = decoder.expand(moved(tensors, self._device))
             if decoder.gives == "output":
                 return tuple(tensor.cpu().contiguous() for tensor in tensors)
             for i in range(self._index[lane.cut], self._last):

@@ -14,6 +14,7 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
 from splitedge.estimate import LinkEstimator
 from splitedge.keys import load_keys, trusted_key
+from splitedge.placing import device_named
 from splitedge.policy_setup import ready_policy
 from splitedge.power import power_profile
 
@@ -30,9 +31,10 @@ async def run_edge_daemon(
 
     Raises:
         BundleError: the bundle is damaged or foreign.
-        ConfigError: keys are missing or unsafe, or an address can not be used.
+        ConfigError: keys are missing or unsafe, or an address or device can not be used.
         PolicyError: the policy does not fit the bundle's routes.
     """
+    device = device_named(settings.edge.device)
     plan, found = await asyncio.to_thread(load_plan, bundle, "edge")
     policy, _ = ready_policy(settings.edge.policy or plan.policy, plan)
     engine = Engine(
@@ -42,7 +44,7 @@ async def run_edge_daemon(
         link=LinkEstimator(settings.link),
         power=power_profile(settings.edge.power),
     )
-    await run_edge(plan.edge(found.digest), engine, cloud_link(settings.edge), settings.edge, ready)
+    await run_edge(plan.edge(found.digest, device), engine, cloud_link(settings.edge), settings.edge, ready)
 
 
 def cloud_link(edge: EdgeSettings) -> ZmqLink | None:

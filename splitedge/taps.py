@@ -61,7 +61,7 @@ def taps_of(program: Program, specs: Sequence[TensorSpec], most: int) -> list[fx
 
 def _results(graph: fx.Graph) -> list[fx.Node]:
     (out,) = (node for node in graph.nodes if node.op == "output")
-    return list(out.all_input_nodes) if not isinstance(out.args[0], tuple | list) else list(out.args[0])  # type: ignore[arg-type]
+    return list(out.all_input_nodes) if not isinstance(out.args[0], tuple | list) else list(out.args[0])
 
 
 def _narrow(program: Program) -> list[fx.Node]:

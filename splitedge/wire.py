@@ -242,9 +242,17 @@ def _write_reply(m: Reply, fields: list[Any], frames: list[bytes | memoryview]) 
         code = _CODES.get(tensor.dtype)
         if code is None or tensor.numel() == 0:
             raise WireError(f"a reply can not carry {tensor.dtype} of shape {tuple(tensor.shape)}")
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         fields += (code, tensor.dim(), *tensor.shape)
-        _put(flat.numpy().data, fields, frames)
+        _put(_bytes_of(tensor), fields, frames)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A tensor's values in order; its own memory where it lies on the CPU in that order already."""
+    if tensor.requires_grad or tensor.is_cuda or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype is torch.bfloat16 or not tensor.dim():  # NumPy has no such type; a view needs a dimension
+        tensor = tensor.reshape(-1).view(torch.uint8)
+    return tensor.numpy().data.cast("B")
 
 
 def _write_refuse(m: Refuse, fields: list[Any], frames: list[bytes | memoryview]) -> None:

@@ -14,6 +14,7 @@ from splitedge import bundle, sealed
 from splitedge.cloud.server import CloudServer
 from splitedge.cloud.settings import ServerSettings
 from splitedge.errors import BundleError, ConfigError, LinkError, SplitedgeError
+from splitedge.events import Stage, StageKind
 from splitedge.keys import new_keys, trust
 from splitedge.program import Program
 
@@ -285,3 +286,43 @@ def test_joules_are_modelled_by_the_profile_asked_for(model, x):
     with splitedge.deploy(model, x, local=model, cut="a", codec="raw", power="phone-lte") as deployment:
         assert deployment(x[:1], route="local").energy_j > 0.0
         assert deployment(x[:1], route="split").energy_j > 0.0
+
+
+def test_the_edge_runs_where_it_is_told_to_or_says_why_not(saved, x):
+    directory, outputs = saved
+    with splitedge.load(directory, device="cpu") as there, splitedge.load(directory, device="auto") as found:
+        for route, output in outputs.items():
+            assert torch.allclose(there(x, route=route).output, output, atol=1e-4)
+            assert found(x, route=route).output.device.type == "cpu"
+    with pytest.raises(ConfigError, match="device 'gpu'"):
+        bundle.load_edge(directory, device="gpu")
+    with splitedge.load(directory, device="gpu") as nowhere, pytest.raises(ConfigError, match="device 'gpu'"):
+        nowhere(x)
+
+
+def test_another_device_gets_weights_of_its_own(saved):
+    """No GPU is needed to see where weights are: `meta` has none, and the plan keeps its own."""
+    plan, found = bundle.load_plan(saved[0], "both")
+    edge, _ = (half(found.digest, torch.device("meta")) for half in (plan.edge, plan.cloud))
+    assert {w.device.type for segment in plan.segments.values() for w in segment.parameters()} == {"cpu"}
+    inputs = torch.rand(2, 1, 8, 8)
+    flow = edge.open(inputs)
+    with pytest.raises(NotImplementedError, match="meta"):  # computed there, and nothing to bring back
+        edge.run(flow, Stage(StageKind.LOCAL))
+    payload = edge.run(flow, Stage(StageKind.ENCODE, _input_option(plan))).payload
+    assert payload is not None  # what is sent as it came never leaves the CPU
+
+
+def _input_option(plan):
+    return next(i for i, option in enumerate(plan.options) if option.route.value == "cloud")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_the_cpus_answers_and_is_left_out_of_what_is_saved(saved, x, tmp_path):
+    directory, outputs = saved
+    with splitedge.load(directory, device="cuda") as deployment:
+        for route, output in outputs.items():
+            result = deployment(x, route=route)
+            assert result.output.device.type == "cpu"
+            assert torch.allclose(result.output, output, atol=1e-2)
+        assert deployment.save(tmp_path / "again") == bundle.verify(directory).digest

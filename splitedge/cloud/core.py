@@ -200,15 +200,16 @@ class CloudCore:
         now = self._clock()
         owner, target = self._models[batch.index], batch.target
         owner.running = None
+        for work, result in zip(batch.works, results, strict=True):
+            self._room.release(work)
+            self._finish(work, result, batch.started_ns, now)
+        # What follows helps later requests only: the replies are on their way meanwhile.
         seconds = (now - batch.started_ns) / 1e9
         rows = sum(work.rows for work in batch.works)
         owner.service.observe(rows, seconds)
         target.service.observe(rows, *(ran or (seconds,)))
         target.metrics.batch_rows.observe(rows)
         target.metrics.tail_seconds.observe(max(result.tail_ns for result in results) / 1e9)
-        for work, result in zip(batch.works, results, strict=True):
-            self._room.release(work)
-            self._finish(work, result, batch.started_ns, now)
 
     def wake_at(self) -> int | None:
         """When `next_batch` or `expire` has something to do that no message or result announces."""

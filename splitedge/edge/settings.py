@@ -18,6 +18,8 @@ class EdgeSettings(BaseModel):
         keys: this device's key directory (`splitedge keys new`); needed off loopback.
         key_name: which private key of that directory, where it holds several.
         cloud_key: which trusted key is the cloud's, where there are several.
+        device: where head, exits and local model run: `auto` (a GPU where there is one), `cpu`, `cuda`,
+            `cuda:1`.
         policy: policy by name; None takes the bundle's.
         power: name of the power profile that models joules.
         battery: whether to read the system's battery and tell the policy.
@@ -43,6 +45,7 @@ class EdgeSettings(BaseModel):
     keys: Path | None = None
     key_name: str | None = None
     cloud_key: str | None = None
+    device: str = "auto"
     policy: str | None = None
     power: str = "none"
     battery: bool = False
