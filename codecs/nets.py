@@ -132,7 +132,7 @@ class ConvEncoder(nn.Module):
         halvings = int(math.log2(stride))
         widths = [max(width >> (halvings - 1 - i), 8) for i in range(halvings)] or [width]
         layers: list[nn.Module] = []
-        for i, outputs in enumerate(widths):
+        for outputs in widths:
             layers.append(ConvNorm(inputs, outputs, 3, 2 if halvings else 1))
             inputs = outputs
         layers += [Residual(inputs) for _ in range(blocks)]
