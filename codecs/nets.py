@@ -163,18 +163,18 @@ class LinearEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The latent to a cut's feature map: residual blocks on the latent's grid, then up to the cut's."""
 
-    def __init__(self, latent: Latent, cut: TensorSpec, width: int, blocks: int, levels: int = 1) -> None:
+    def __init__(self, latent: Latent, cut: TensorSpec, width: int, blocks: int) -> None:
         super().__init__()
         _, outputs, *size = cut.shape
         self.size = (size[0], size[1])
-        self.first = LevelNorm(nn.Conv2d(latent.channels, width, 3, padding=1, bias=False), width, levels)
+        self.first = ConvNorm(latent.channels, width, 3)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.up = ConvNorm(width, width, 3)
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def forward(self, z: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """float32 (N, channels, *grid) and int64 (N,) to the cut's tensor, float32."""
-        x = self.blocks(F.relu(self.first(z, level)))
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """float32 (N, channels, *grid) to the cut's tensor, float32."""
+        x = self.blocks(self.first(z))
         if tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, size=self.size, mode="nearest")
         y: torch.Tensor = self.last(self.up(x))
@@ -184,49 +184,16 @@ class ConvDecoder(nn.Module):
 class LinearDecoder(nn.Module):
     """As `ConvDecoder`, for cuts of any shape from a row of features, and for rows from any latent."""
 
-    def __init__(self, latent: Latent, cut: TensorSpec, width: int, levels: int = 1) -> None:
+    def __init__(self, latent: Latent, cut: TensorSpec, width: int) -> None:
         super().__init__()
         self.shape = cut.shape[1:]
-        self.first = LevelNorm(
-            nn.Linear(latent.channels * latent.positions, width, bias=False), width, levels
-        )
+        self.first = nn.Linear(latent.channels * latent.positions, width)
         self.last = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(self.shape)))
 
-    def forward(self, z: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """float32 (N, channels, *grid) and int64 (N,) to the cut's tensor, float32."""
-        y: torch.Tensor = self.last(F.relu(self.first(z.flatten(1), level)))
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """float32 (N, channels, *grid) to the cut's tensor, float32."""
+        y: torch.Tensor = self.last(F.relu(self.first(z.flatten(1))))
         return y.reshape(-1, *self.shape)
-
-
-class LevelNorm(nn.Module):
-    """A layer followed by batch norm with statistics and weights of their own for every level.
-
-    Sharing them between levels costs up to 13 points until they are recalibrated (slimmable networks, Yu
-    et al., ICLR 2019, section 3.3). Rows of different levels may stand in one batch.
-    """
-
-    def __init__(self, layer: nn.Module, width: int, levels: int) -> None:
-        super().__init__()
-        self.layer = layer
-        self.scale = nn.Parameter(torch.ones(levels, width))
-        self.shift = nn.Parameter(torch.zeros(levels, width))
-        self.mean: torch.Tensor
-        self.var: torch.Tensor
-        self.register_buffer("mean", torch.zeros(levels, width))
-        self.register_buffer("var", torch.ones(levels, width))
-
-    def forward(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """The layer's output, normalised. In training mode all rows are of the first row's level."""
-        y: torch.Tensor = self.layer(x)
-        if self.training:
-            k = int(level[0])
-            return F.batch_norm(
-                y, self.mean[k], self.var[k], self.scale[k], self.shift[k], training=True, momentum=0.1
-            )
-        gain = self.scale * torch.rsqrt(self.var + 1e-5)
-        shape = (-1, y.shape[1], *(1 for _ in y.shape[2:]))
-        offset = (self.shift - self.mean * gain)[level].view(shape)
-        return y * gain[level].view(shape) + offset
 
 
 def encoder_for(reads: TensorSpec, latent: Latent, stride: int, width: int, blocks: int) -> nn.Module:
@@ -236,11 +203,11 @@ def encoder_for(reads: TensorSpec, latent: Latent, stride: int, width: int, bloc
     return ConvEncoder(reads.shape[1], latent, stride, width, blocks)
 
 
-def decoder_for(latent: Latent, cut: TensorSpec, levels: int, blocks: int) -> nn.Module:
+def decoder_for(latent: Latent, cut: TensorSpec, blocks: int) -> nn.Module:
     """A decoder from such a latent to such a cut."""
     if latent.grid and len(cut.shape) == 4:
-        return ConvDecoder(latent, cut, max(DECODER_WIDTH, min(cut.shape[1], 256)), blocks, levels)
-    return LinearDecoder(latent, cut, 256, levels)
+        return ConvDecoder(latent, cut, max(DECODER_WIDTH, min(cut.shape[1], 256)), blocks)
+    return LinearDecoder(latent, cut, 256)
 
 
 def fused(module: nn.Module) -> nn.Module:
