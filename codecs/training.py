@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from rich.progress import Progress
 from torch.nn import functional as F
 
 from splitedge.codec import Tensors
+from splitedge.codecs import checkpoint
 from splitedge.codecs.augment import augment_of
 from splitedge.codecs.student import Student, Teacher, distortion
 from splitedge.errors import ConfigError
@@ -32,6 +33,10 @@ DISTIL_SHARE = 0.6
 PATIENCE = 8
 LR = {"distil": 2e-3, "tune": 5e-4}
 SOFT = 0.5  # weight of the teacher's logits beside the labels
+
+
+#: Says what is being done now.
+Advance = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -56,22 +61,29 @@ def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule) ->
         Epochs run.
 
     Raises:
-        ConfigError: training diverged, the device is not there, or a checkpoint was asked for.
+        ConfigError: training diverged, the device is not there, or a checkpoint is of other training.
     """
-    if schedule.checkpoint is not None:
-        raise ConfigError("this codec's training can not be resumed; leave checkpoint out")
     device = device_named(schedule.device)
     student.to(device)
     teacher.to(device)
     total = EPOCHS if schedule.epochs is None else max(schedule.epochs, 1)
     distil = min(max(round(DISTIL_SHARE * total), 1), total)
+    of = (
+        f"{sum(p.numel() for p in student.parameters())} weights, {schedule.seed}, {total}, {len(task.train)}"
+    )
+    found = None if schedule.checkpoint is None else checkpoint.load(schedule.checkpoint, of)
     epochs = 0
     with _bar(schedule.progress, total) as advance:
         for stage, count in (("distil", distil), ("tune", total - distil)):
             share = DISTIL_SHARE if stage == "distil" else 1 - DISTIL_SHARE
             seconds = math.inf if schedule.budget_s is None else schedule.budget_s * share
+            if found is not None and found[0].stage == "tune" and stage == "distil":
+                continue  # behind us already; the weights come with the next stage
             if count:
-                epochs += _stage(student, teacher, task, schedule, stage, count, seconds, advance)
+                resumed = found if found is not None and found[0].stage == stage else None
+                at = resumed[0] if resumed is not None else checkpoint.Progress(of, stage)
+                tensors = resumed[1] if resumed is not None else None
+                epochs += _stage(student, teacher, task, schedule, at, tensors, count, seconds, advance)
     student.cpu().eval()
     teacher.cpu()
     return epochs
@@ -82,42 +94,48 @@ def _stage(
     teacher: Teacher,
     task: Task,
     schedule: Schedule,
-    stage: str,
+    at: checkpoint.Progress,
+    tensors: checkpoint.Weights | None,
     epochs: int,
     seconds: float,
-    advance: object,
+    advance: Advance,
 ) -> int:
+    """Run a stage from where `at` stands to its end; leaves the best weights, returns its epochs."""
     student.requires_grad_(True)
-    if stage == "distil":
+    if at.stage == "distil":
         student.tail.requires_grad_(False)
     weights = [p for p in student.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=LR[stage], weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(schedule.seed + (stage == "tune"))
+    optimiser = torch.optim.AdamW(weights, lr=LR[at.stage], weight_decay=1e-4)
+    generator = torch.Generator().manual_seed(schedule.seed + (at.stage == "tune"))
     size = schedule.batch_size
-    clock = _Clock(epochs * max(-(-len(task.train) // size), 1), seconds, began=time.monotonic())
-    best, kept, since, ran = -math.inf, _weights(student), 0, 0
-    if stage == "tune":
-        best = _score(student, teacher, task, size)
-    for _ in range(epochs):
-        ran += 1
+    if tensors is not None:
+        kept = checkpoint.restore(tensors, student, optimiser, generator)
+    else:
+        kept = _weights(student)
+        at.best = _score(student, teacher, task, size) if at.stage == "tune" else None
+    clock = _Clock(
+        epochs * max(-(-len(task.train) // size), 1), seconds, at.done, time.monotonic() - at.seconds
+    )
+    while at.ran < epochs and at.since < PATIENCE and clock.part() < 1.0:
+        at.ran += 1
         for rows in _shuffled(task.train, size, generator):
             inputs = augment_of(schedule.augment, rows.inputs)(rows.inputs, generator)
             for group in optimiser.param_groups:
-                group["lr"] = LR[stage] * 0.5 * (1 + math.cos(math.pi * clock.part()))
-            _step(student, teacher, task, stage, inputs, rows.labels, optimiser)
+                group["lr"] = LR[at.stage] * 0.5 * (1 + math.cos(math.pi * clock.part()))
+            _step(student, teacher, task, at.stage, inputs, rows.labels, optimiser)
             clock.done += 1
             if clock.part() >= 1.0:
                 break
         score = _score(student, teacher, task, size)
-        advance(f"{stage}: {score:.3f} on validation")  # type: ignore[operator]
-        if score > best:
-            best, kept, since = score, _weights(student), 0
-        else:
-            since += 1
-        if since >= PATIENCE or clock.part() >= 1.0:
-            break
+        advance(f"{at.stage}: {score:.3f} on validation")
+        at.since += 1
+        if at.best is None or score > at.best:
+            at.best, at.since, kept = score, 0, _weights(student)
+        if schedule.checkpoint is not None:
+            at.done, at.seconds = clock.done, time.monotonic() - clock.began
+            checkpoint.save(schedule.checkpoint, at, student, kept, optimiser, generator)
     student.load_state_dict(kept)
-    return ran
+    return at.ran
 
 
 def _step(
@@ -180,7 +198,11 @@ def _weights(student: Student) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def _bar(wanted: bool, epochs: int) -> Iterator[object]:
+def _bar(wanted: bool, epochs: int) -> Iterator[Advance]:
     with Progress(console=Console(stderr=True), disable=not wanted, transient=True) as bar:
         task = bar.add_task("bottleneck", total=epochs)
-        yield lambda text: bar.update(task, advance=1, description=f"bottleneck, {text}")
+
+        def advance(text: str) -> None:
+            bar.update(task, advance=1, description=f"bottleneck, {text}")
+
+        yield advance

@@ -8,6 +8,7 @@ from torch import nn
 
 import splitedge
 from splitedge.codec import TensorSpec
+from splitedge.codecs import checkpoint
 from splitedge.codecs.augment import augment_of
 from splitedge.codecs.bottleneck import Bottleneck
 from splitedge.errors import CodecError, ConfigError
@@ -131,8 +132,31 @@ def test_a_cut_of_several_tensors_is_refused():
         Bottleneck.check([spec], [spec, spec])
 
 
-def test_a_checkpoint_is_not_promised(tmp_path):
-    with pytest.raises(ConfigError, match="resumed"):
+def test_training_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    whole = the_codec(fitted(epochs=4)[0]).id
+    stopped = []
+
+    def once(*args):
+        real(*args)
+        stopped.append(args)
+        if len(stopped) == 3:
+            raise KeyboardInterrupt
+
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", once)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(epochs=4, checkpoint=tmp_path)
+    assert the_codec(fitted(epochs=4, checkpoint=tmp_path)[0]).id == whole
+    assert len(stopped) == 4  # three epochs before, the last one now
+    with pytest.raises(ConfigError, match="other sizes"):
+        fitted(epochs=5, checkpoint=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    for where in (tmp_path, tmp_path / "cut-1"):
+        where.mkdir(exist_ok=True)
+        (where / checkpoint.FILE).write_bytes(b"\0" * 40)
+    with pytest.raises(ConfigError, match="can not be read"):
         fitted(checkpoint=tmp_path)
 
 
