@@ -8,6 +8,8 @@ bits lose little. The epoch that did best on the validation rows is kept.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -68,9 +70,7 @@ def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule) ->
     teacher.to(device)
     total = EPOCHS if schedule.epochs is None else max(schedule.epochs, 1)
     distil = min(max(round(DISTIL_SHARE * total), 1), total)
-    of = (
-        f"{sum(p.numel() for p in student.parameters())} weights, {schedule.seed}, {total}, {len(task.train)}"
-    )
+    of = _name(student, task, schedule, total)
     found = None if schedule.checkpoint is None else checkpoint.load(schedule.checkpoint, of)
     epochs = 0
     with _bar(schedule.progress, total) as advance:
@@ -87,6 +87,15 @@ def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule) ->
     student.cpu().eval()
     teacher.cpu()
     return epochs
+
+
+def _name(student: Student, task: Task, schedule: Schedule, epochs: int) -> str:
+    """What a checkpoint is of: all that changes what training does, the seconds it may take left out."""
+    shapes = [(name, tuple(value.shape)) for name, value in student.state_dict().items()]
+    rows = [len(task.train), int(task.train.labels.sum()), len(task.val)]
+    augment = schedule.augment if isinstance(schedule.augment, str) else "function"
+    how = [schedule.seed, schedule.batch_size, augment, epochs, student.steps]
+    return hashlib.sha256(json.dumps([shapes, rows, how]).encode()).hexdigest()[:16]
 
 
 def _stage(

@@ -150,6 +150,8 @@ def test_training_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     assert len(stopped) == 4  # three epochs before, the last one now
     with pytest.raises(ConfigError, match="other sizes"):
         fitted(epochs=5, checkpoint=tmp_path)
+    with pytest.raises(ConfigError, match="other sizes"):
+        fitted("bits=3,channels=2", epochs=4, checkpoint=tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
