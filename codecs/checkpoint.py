@@ -47,14 +47,12 @@ def save(
     student: nn.Module,
     kept: Weights,
     optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
 ) -> None:
     """Replace the checkpoint in a directory, which is made where it is missing."""
     tensors = {f"now.{name}": value for name, value in student.state_dict().items()}
     tensors |= {f"kept.{name}": value for name, value in kept.items()}
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{name}": value for name, value in moments.items()}
-    tensors["generator"] = generator.get_state()
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / (FILE + ".partial")
     flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -82,9 +80,7 @@ def load(directory: Path, of: str) -> tuple[Progress, Weights] | None:
     return at, tensors
 
 
-def restore(
-    tensors: Weights, student: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator
-) -> Weights:
+def restore(tensors: Weights, student: nn.Module, optimiser: torch.optim.Optimizer) -> Weights:
     """Put a checkpoint's tensors back; returns the weights that did best.
 
     Raises:
@@ -98,7 +94,6 @@ def restore(
             index, _, key = name.partition(".")
             moments.setdefault(int(index), {})[key] = value
         optimiser.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-        generator.set_state(tensors["generator"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise ConfigError(f"the checkpoint does not fit what is trained: {error}") from None
     return _under(tensors, "kept.")

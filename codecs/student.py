@@ -1,4 +1,5 @@
-"""The student of a learned codec: encoder, quantiser, decoder and a copy of the tail, beside its teacher.
+"""The student of a learned codec: encoder, coding of the latent, decoder and a copy of the tail, beside its
+teacher.
 
 The teacher is the user's model from the cut on. Both give their outputs and the values at their taps, so
 that one can be told how far it is from the other.
@@ -7,35 +8,46 @@ that one can be told how far it is from the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from splitedge.codec import Tensors, TensorSpec
-from splitedge.codecs.nets import Latent, decoder_for, encoder_for
-from splitedge.codecs.uniform import fake_quantise
+from splitedge.codec import DTYPES, Tensors
 from splitedge.learning import Task
 from splitedge.program import Program
 from splitedge.segments import spec_of
 from splitedge.taps import Tapped
 
-#: Half range of the quantiser in standard deviations of the latent, by bits: about what loses least for a
-#: normal variable (Max, IRE Trans. Inf. Theory 1960), a little wider where steps are fine.
-HALF_RANGE = {8: 4.0, 6: 3.5, 4: 2.8, 3: 2.2, 2: 1.6}
-EPS = 1e-6
+
+class Answer(NamedTuple):
+    """What a student or a teacher made of a batch.
+
+    Attributes:
+        cut: the cut's tensor.
+        outputs: the model's flat output.
+        taps: values inside the tail.
+        bits: code length of every row, float32 (N,); None where it is fixed.
+    """
+
+    cut: torch.Tensor
+    outputs: Tensors
+    taps: Tensors
+    bits: torch.Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of a student's networks: latent, reduction of the grid, widths and depths, bits of a code."""
+class Coding(nn.Module):
+    """What lies between encoder and decoder: the latent as it will arrive, differentiable.
 
-    latent: Latent
-    stride: int
-    width: int
-    blocks: int
-    decoder_blocks: int
-    bits: int
+    Attributes:
+        quantised: whether the deployed quantiser runs; a stage says so.
+    """
+
+    quantised: bool = True
+
+    def forward(self, z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float32 latent (N, channels, *grid) to the same as it arrives, and bits of every row or None."""
+        raise NotImplementedError
 
 
 class Chain(nn.Module):
@@ -60,48 +72,63 @@ class Chain(nn.Module):
         return tensors, tuple(taps)
 
 
+def chain_of(task: Task) -> Chain:
+    """The tail of a task with its taps, its weights a copy."""
+    example = tuple(torch.zeros(spec.shape_at(1), dtype=DTYPES[spec.dtype]) for spec in task.cut)
+    return Chain(task.tail, example)
+
+
 class Student(nn.Module):
-    """Encoder, quantiser and decoder before a tail of its own."""
+    """Encoder, coding and decoder before a tail of its own.
 
-    def __init__(self, reads: TensorSpec, cut: TensorSpec, shape: Shape, tail: Chain) -> None:
+    Attributes:
+        levels: how many rates it is trained for at once.
+    """
+
+    levels: int = 1
+
+    def __init__(self, encoder: nn.Module, coding: Coding, decoder: nn.Module, tail: Chain) -> None:
         super().__init__()
-        channels, half = shape.latent.channels, HALF_RANGE[shape.bits]
-        self.encoder = encoder_for(reads, shape.latent, shape.stride, shape.width, shape.blocks)
-        self.decoder = decoder_for(shape.latent, cut, shape.decoder_blocks)
-        self.tail = tail
-        self.steps = (1 << shape.bits) - 1
-        self.lo = nn.Parameter(torch.full((channels,), -half))
-        self.log_step = nn.Parameter(torch.full((channels,), 2 * half / self.steps).log())
+        self.encoder, self.coding, self.decoder, self.tail = encoder, coding, decoder, tail
 
-    @property
-    def step(self) -> torch.Tensor:
-        """Distance of two codes, float32 (channels,)."""
-        return self.log_step.exp()
+    def draw(self, generator: torch.Generator) -> Sequence[int]:
+        """Levels that one step trains."""
+        return (0,)
 
-    def forward(self, reads: torch.Tensor) -> tuple[torch.Tensor, Tensors, Tensors]:
-        """The cut's tensor as decoded, the tail's flat outputs, and its taps."""
-        z = fake_quantise(self.encoder(reads), self.lo, self.step, self.steps)
-        cut = self.decoder(z)
+    def decoded(self, values: torch.Tensor, level: int) -> torch.Tensor:
+        """The cut's tensor from a latent as it arrives."""
+        cut: torch.Tensor = self.decoder(values)
+        return cut
+
+    def forward(self, reads: torch.Tensor, level: int = 0) -> Answer:
+        """All of it, at one level."""
+        values, bits = self.coding(self.encoder(reads).float(), level)
+        cut = self.decoded(values, level)
         outputs, taps = self.tail(cut)
-        return cut, outputs, taps
+        return Answer(cut, outputs, taps, bits)
 
 
 class Teacher(nn.Module):
     """The user's model from its input on, frozen; gives what a student is held against."""
 
-    def __init__(self, task: Task, tail: Chain) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.before, self.head, self.tail = nn.ModuleList(task.before), nn.ModuleList(task.head), tail
+        self.before, self.head = nn.ModuleList(task.before), nn.ModuleList(task.head)
+        self.tail = chain_of(task)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def forward(self, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor, Tensors, Tensors]:
-        """What the encoder reads, the cut's tensor, the flat outputs, and the taps."""
-        tensors = through(self.before, inputs)
-        (reads,) = tensors
-        (cut,) = through(self.head, tensors)
+    def reads(self, inputs: Tensors) -> torch.Tensor:
+        """What the encoder reads."""
+        (reads,) = through(self.before, inputs)
+        return reads
+
+    @torch.no_grad()
+    def forward(self, reads: torch.Tensor) -> Answer:
+        """What the model makes of that."""
+        (cut,) = through(self.head, (reads,))
         outputs, taps = self.tail(cut)
-        return reads, cut, outputs, taps
+        return Answer(cut, outputs, taps)
 
 
 def through(programs: nn.ModuleList, tensors: Tensors) -> Tensors:
@@ -109,17 +136,3 @@ def through(programs: nn.ModuleList, tensors: Tensors) -> Tensors:
     for program in programs:
         tensors = tuple(program(*tensors))
     return tensors
-
-
-def distortion(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Normalised distortion: the sum over pairs of ||found - wanted||^2 / (||wanted||^2 + eps).
-
-    Generalised head distillation (Matsubara et al., IEEE Access 2020, section IV) with each term divided
-    by the teacher's energy, so that no weight depends on the model. Integer tensors are passed over.
-    """
-    terms = [
-        (f.float() - w.float()).square().sum() / (w.float().square().sum() + EPS)
-        for f, w in zip(found, wanted, strict=True)
-        if w.is_floating_point()
-    ]
-    return torch.stack(terms).sum()

@@ -1,9 +1,7 @@
-"""Staged training of a bottleneck: distil the head, then fine-tune the answer through the real quantiser.
+"""Staged training of a student against its teacher (`stages` says what a stage is).
 
-Stage 1 is generalised head distillation with normalised distortion, the tail frozen (Matsubara et al.,
-IEEE Access 2020; BottleFit, WoWMoM 2022, section IV). Stage 2 trains all of the student by cross-entropy
-and knowledge distillation. Both run the deployed quantiser with straight-through gradients, so that low
-bits lose little. The epoch that did best on the validation rows is kept.
+The epoch of a stage that did best on the validation rows is kept. Training can be cut off and goes on from
+its checkpoint.
 """
 
 from __future__ import annotations
@@ -12,30 +10,34 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch.nn import functional as F
+from torch import nn
 
 from splitedge.codec import Tensors
 from splitedge.codecs import checkpoint
-from splitedge.codecs.augment import augment_of
-from splitedge.codecs.student import Student, Teacher, distortion
+from splitedge.codecs.losses import answer_loss, distortion
+from splitedge.codecs.precision import channels_last, mixed
+from splitedge.codecs.stages import Stage
+from splitedge.codecs.student import Coding, Student, Teacher
+from splitedge.codecs.views import Views
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
 from splitedge.placing import device_named
-from splitedge.rows import LabelledRows
 
-EPOCHS = 30
-DISTIL_SHARE = 0.6
+#: Where nobody says how long: so many epochs, or as many as make so many steps, if that is more.
+EPOCHS, STEPS = 30, 600
+#: A stage ends early when no epoch was better for so many, and for a third of its epochs: while the learning
+#: rate is high, scores are noisy and say little.
 PATIENCE = 8
-LR = {"distil": 2e-3, "tune": 5e-4}
-SOFT = 0.5  # weight of the teacher's logits beside the labels
-
+WARM_UP = 0.05
+#: Validation rows that an epoch is judged by, at most.
+JUDGED_ROWS = 2000
 
 #: Says what is being done now.
 Advance = Callable[[str], None]
@@ -55,8 +57,15 @@ class _Clock:
         spent = (time.monotonic() - self.began) / self.seconds if self.seconds < math.inf else 0.0
         return min(max(self.done / self.steps, spent), 1.0)
 
+    def pace(self) -> float:
+        """Of the learning rate: up over the warm-up, then down along a cosine."""
+        part = self.part()
+        if part < WARM_UP:
+            return 0.1 + 0.9 * part / WARM_UP
+        return 0.5 * (1 + math.cos(math.pi * (part - WARM_UP) / (1 - WARM_UP)))
 
-def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule) -> int:
+
+def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule, stages: Sequence[Stage]) -> int:
     """Train a student; it is left on the CPU, in eval mode, with its best weights.
 
     Returns:
@@ -65,141 +74,186 @@ def train(student: Student, teacher: Teacher, task: Task, schedule: Schedule) ->
     Raises:
         ConfigError: training diverged, the device is not there, or a checkpoint is of other training.
     """
-    device = device_named(schedule.device)
-    student.to(device)
-    teacher.to(device)
-    total = EPOCHS if schedule.epochs is None else max(schedule.epochs, 1)
-    distil = min(max(round(DISTIL_SHARE * total), 1), total)
-    of = _name(student, task, schedule, total)
-    found = None if schedule.checkpoint is None else checkpoint.load(schedule.checkpoint, of)
-    epochs = 0
-    with _bar(schedule.progress, total) as advance:
-        for stage, count in (("distil", distil), ("tune", total - distil)):
-            share = DISTIL_SHARE if stage == "distil" else 1 - DISTIL_SHARE
-            seconds = math.inf if schedule.budget_s is None else schedule.budget_s * share
-            if found is not None and found[0].stage == "tune" and stage == "distil":
-                continue  # behind us already; the weights come with the next stage
-            if count:
-                resumed = found if found is not None and found[0].stage == stage else None
-                at = resumed[0] if resumed is not None else checkpoint.Progress(of, stage)
-                tensors = resumed[1] if resumed is not None else None
-                epochs += _stage(student, teacher, task, schedule, at, tensors, count, seconds, advance)
-    student.cpu().eval()
-    teacher.cpu()
-    return epochs
+    return _Training(student, teacher, task, schedule, stages).run()
 
 
-def _name(student: Student, task: Task, schedule: Schedule, epochs: int) -> str:
-    """What a checkpoint is of: all that changes what training does, the seconds it may take left out."""
-    shapes = [(name, tuple(value.shape)) for name, value in student.state_dict().items()]
-    rows = [len(task.train), int(task.train.labels.sum()), len(task.val)]
-    augment = schedule.augment if isinstance(schedule.augment, str) else "function"
-    how = [schedule.seed, schedule.batch_size, augment, epochs, student.steps]
-    return hashlib.sha256(json.dumps([shapes, rows, how]).encode()).hexdigest()[:16]
+class _Training:
+    """One student's."""
 
+    def __init__(
+        self, student: Student, teacher: Teacher, task: Task, schedule: Schedule, stages: Sequence[Stage]
+    ) -> None:
+        self.student, self.teacher, self.task = student, teacher, task
+        self.schedule, self.stages = schedule, stages
+        self.device = device_named(schedule.device)
+        self.views = Views(task.train, schedule)
+        by_default = max(EPOCHS, -(-STEPS // max(self.views.steps, 1)))
+        self.total = by_default if schedule.epochs is None else max(schedule.epochs, 1)
+        self.judged = task.val.first(JUDGED_ROWS)
+        for net in (student, teacher):
+            net.to(device=self.device, memory_format=torch.channels_last)
 
-def _stage(
-    student: Student,
-    teacher: Teacher,
-    task: Task,
-    schedule: Schedule,
-    at: checkpoint.Progress,
-    tensors: checkpoint.Weights | None,
-    epochs: int,
-    seconds: float,
-    advance: Advance,
-) -> int:
-    """Run a stage from where `at` stands to its end; leaves the best weights, returns its epochs."""
-    student.requires_grad_(True)
-    if at.stage == "distil":
-        student.tail.requires_grad_(False)
-    weights = [p for p in student.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=LR[at.stage], weight_decay=1e-4)
-    generator = torch.Generator().manual_seed(schedule.seed + (at.stage == "tune"))
-    size = schedule.batch_size
-    if tensors is not None:
-        kept = checkpoint.restore(tensors, student, optimiser, generator)
-    else:
-        kept = _weights(student)
-        at.best = _score(student, teacher, task, size) if at.stage == "tune" else None
-    clock = _Clock(
-        epochs * max(-(-len(task.train) // size), 1), seconds, at.done, time.monotonic() - at.seconds
-    )
-    while at.ran < epochs and at.since < PATIENCE and clock.part() < 1.0:
-        at.ran += 1
-        for rows in _shuffled(task.train, size, generator):
-            inputs = augment_of(schedule.augment, rows.inputs)(rows.inputs, generator)
-            for group in optimiser.param_groups:
-                group["lr"] = LR[at.stage] * 0.5 * (1 + math.cos(math.pi * clock.part()))
-            _step(student, teacher, task, at.stage, inputs, rows.labels, optimiser)
-            clock.done += 1
-            if clock.part() >= 1.0:
-                break
-        score = _score(student, teacher, task, size)
-        advance(f"{at.stage}: {score:.3f} on validation")
-        at.since += 1
-        if at.best is None or score > at.best:
-            at.best, at.since, kept = score, 0, _weights(student)
-        if schedule.checkpoint is not None:
-            at.done, at.seconds = clock.done, time.monotonic() - clock.began
-            checkpoint.save(schedule.checkpoint, at, student, kept, optimiser, generator)
-    student.load_state_dict(kept)
-    return at.ran
+    def run(self) -> int:
+        """All stages, from where a checkpoint stands."""
+        of = self._name()
+        where = self.schedule.checkpoint
+        found = None if where is None else checkpoint.load(where, of)
+        names = [stage.name for stage in self.stages]
+        behind = names.index(found[0].stage) if found is not None else 0
+        epochs = 0
+        with _bar(self.schedule.progress, self.total) as advance:
+            for i, (stage, count) in enumerate(zip(self.stages, self._counts(), strict=True)):
+                if i < behind or not count:
+                    continue  # the weights come with the stage that the checkpoint is of
+                here = found if i == behind else None
+                at = here[0] if here is not None else checkpoint.Progress(of, stage.name)
+                epochs += self._stage(stage, at, here[1] if here is not None else None, count, advance)
+        self.student.to("cpu", memory_format=torch.contiguous_format).eval()
+        self.teacher.to("cpu", memory_format=torch.contiguous_format)
+        return epochs
 
+    def _counts(self) -> list[int]:
+        """Epochs of each stage; what rounding leaves goes to the last."""
+        counts = [round(stage.share * self.total) for stage in self.stages[:-1]]
+        if self.total >= len(self.stages):
+            counts = [max(count, 1) for count in counts]
+        return [*counts, max(self.total - sum(counts), 0)]
 
-def _step(
-    student: Student,
-    teacher: Teacher,
-    task: Task,
-    stage: str,
-    inputs: Tensors,
-    labels: torch.Tensor,
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    device = student.lo.device
-    student.train()
-    with torch.autocast(device.type, enabled=device.type == "cuda"):
-        reads, cut, outputs, taps = teacher(tuple(t.to(device) for t in inputs))
-        found, answers, felt = student(reads)
-    loss = distortion([found, *felt], [cut, *taps])
-    if stage == "tune":
-        loss = 0.1 * loss + distortion(answers, outputs)
-        if task.logits is not None:
-            ours, theirs = answers[task.logits].float(), outputs[task.logits].float()
-            soft = F.kl_div(
-                ours.log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True
-            )
-            loss = loss + SOFT * soft + (1 - SOFT) * F.cross_entropy(ours, labels.to(device))
-    if not bool(torch.isfinite(loss)):
-        raise ConfigError("training the bottleneck diverged; are the inputs finite and normalised?")
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-    optimiser.step()
+    def _name(self) -> str:
+        """What a checkpoint is of: all that changes what training does, the seconds it may take left out."""
+        task, schedule = self.task, self.schedule
+        shapes = [(name, tuple(value.shape)) for name, value in self.student.state_dict().items()]
+        rows = [len(task.train), int(task.train.labels.sum()), len(task.val)]
+        augment = schedule.augment if isinstance(schedule.augment, str) else "function"
+        how = [schedule.seed, schedule.batch_size, augment, schedule.precision, self.total]
+        told = [shapes, rows, how, repr(self.student.coding), [asdict(stage) for stage in self.stages]]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
-
-@torch.no_grad()
-def _score(student: Student, teacher: Teacher, task: Task, size: int) -> float:
-    """Accuracy on the validation rows, less the distortion where there are no classes."""
-    student.eval()
-    right, far, count = 0, 0.0, 0
-    for rows in task.val.batches(size):
-        reads, cut, outputs, taps = teacher(tuple(t.to(student.lo.device) for t in rows.inputs))
-        found, answers, felt = student(reads)
-        if task.logits is not None:
-            right += int((answers[task.logits].argmax(1).cpu() == rows.labels).sum())
+    def _stage(
+        self,
+        stage: Stage,
+        at: checkpoint.Progress,
+        tensors: checkpoint.Weights | None,
+        epochs: int,
+        advance: Advance,
+    ) -> int:
+        """Run a stage from where `at` stands to its end; leaves the best weights, returns its epochs."""
+        student, schedule = self.student, self.schedule
+        for name in ("encoder", "coding", "decoder", "tail"):
+            getattr(student, name).requires_grad_(name not in stage.frozen)
+        for module in student.modules():
+            if isinstance(module, Coding):
+                module.quantised = stage.quantised
+        weights = [p for p in student.parameters() if p.requires_grad]
+        optimiser = _optimiser(stage, weights)
+        if tensors is not None:
+            kept = checkpoint.restore(tensors, student, optimiser)
         else:
-            far += float(distortion([found, *felt, *answers], [cut, *taps, *outputs])) * len(rows)
-        count += len(rows)
-    return right / count if task.logits is not None else -far / count
+            kept = _weights(student)
+            at.best = self._score(stage) if stage is not self.stages[0] else None
+        seconds = math.inf if schedule.budget_s is None else schedule.budget_s * stage.share
+        began = time.monotonic() - at.seconds
+        clock = _Clock(max(epochs * self.views.steps, 1), seconds, at.done, began)
+        levels = torch.Generator()
+        patience = max(PATIENCE, epochs // 3)
+        while at.ran < epochs and at.since < patience and clock.part() < 1.0:
+            levels.manual_seed(schedule.seed + at.ran)
+            for key, inputs, labels in self.views.epoch(at.ran):
+                for group in optimiser.param_groups:
+                    group["lr"] = stage.lr * clock.pace()
+                self._step(stage, key, inputs, labels, optimiser, weights, levels)
+                clock.done += 1
+                if clock.part() >= 1.0:
+                    break
+            at.ran += 1
+            score = self._score(stage)
+            advance(f"{stage.name}: {score:.3f} on validation")
+            at.since += 1
+            if at.best is None or score > at.best:
+                at.best, at.since, kept = score, 0, _weights(student)
+            if schedule.checkpoint is not None:
+                at.done, at.seconds = clock.done, time.monotonic() - clock.began
+                checkpoint.save(schedule.checkpoint, at, student, kept, optimiser)
+        student.load_state_dict(kept)
+        return at.ran
+
+    def _step(
+        self,
+        stage: Stage,
+        key: tuple[int, int],
+        inputs: Tensors,
+        labels: torch.Tensor,
+        optimiser: torch.optim.Optimizer,
+        weights: Sequence[torch.Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        student, teacher, task = self.student, self.teacher, self.task
+        student.train()
+        for name in stage.frozen:
+            getattr(student, name).eval()
+        labels = labels.to(self.device)
+        optimiser.zero_grad(set_to_none=True)
+        drawn = student.draw(generator)
+        with mixed(self.device, self.schedule.precision):
+            reads = self._reads(inputs)
+            if stage.distil:
+                wanted = teacher(reads)
+                outputs = wanted.outputs
+            else:
+                outputs = self.views.answers(key, lambda: teacher(reads).outputs)
+        for level in drawn:
+            with mixed(self.device, self.schedule.precision):
+                found = student(reads, level)
+            loss = torch.zeros((), device=self.device)
+            if stage.distil:
+                far = distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
+                loss = loss + stage.distil * far
+            if stage.answer:
+                wrong = answer_loss(found.outputs, outputs, labels, task.logits, stage.soft)
+                loss = loss + stage.answer * wrong
+            if stage.rate and found.bits is not None:
+                loss = loss + stage.rate * found.bits.mean()
+            if not bool(torch.isfinite(loss)):
+                raise ConfigError("training the codec diverged; are the inputs finite and normalised?")
+            (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 5.0)
+        optimiser.step()
+
+    def _reads(self, inputs: Tensors) -> torch.Tensor:
+        (reads,) = channels_last((self.teacher.reads(tuple(t.to(self.device) for t in inputs)),))
+        return reads
+
+    @torch.no_grad()
+    def _score(self, stage: Stage) -> float:
+        """How good the student is on validation rows, more is better: accuracy, or less what it was told to
+        make small where there are no classes or the rate counts."""
+        student, task = self.student, self.task
+        student.eval()
+        exact = task.logits is not None and not stage.rate
+        total, count = 0.0, 0
+        for rows in self.judged.batches(self.schedule.batch_size):
+            with mixed(self.device, self.schedule.precision):
+                reads = self._reads(rows.inputs)
+                wanted = None if exact else self.teacher(reads)
+                for level in range(student.levels):
+                    found = student(reads, level)
+                    if wanted is None:
+                        assert task.logits is not None
+                        total += int((found.outputs[task.logits].argmax(1).cpu() == rows.labels).sum())
+                        continue
+                    far = distortion(
+                        [found.cut, *found.taps, *found.outputs], [wanted.cut, *wanted.taps, *wanted.outputs]
+                    )
+                    bits = float(found.bits.mean()) if found.bits is not None else 0.0
+                    total -= (float(far) + stage.rate * bits) * len(rows)
+            count += len(rows) * student.levels
+        return total / count
 
 
-def _shuffled(rows: LabelledRows, size: int, generator: torch.Generator) -> Iterator[LabelledRows]:
-    order = torch.randperm(len(rows), generator=generator)
-    for start in range(0, len(order), size):
-        index = order[start : start + size]
-        if len(index) > 1 or len(rows) == 1:  # batch norm needs two rows
-            yield rows.take(index)
+def _optimiser(stage: Stage, weights: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    if stage.optimiser == "sgd":
+        return torch.optim.SGD(weights, lr=stage.lr, momentum=0.9, weight_decay=5e-4)
+    return torch.optim.AdamW(weights, lr=stage.lr, weight_decay=1e-4)
 
 
 def _weights(student: Student) -> dict[str, torch.Tensor]:
@@ -209,9 +263,9 @@ def _weights(student: Student) -> dict[str, torch.Tensor]:
 @contextmanager
 def _bar(wanted: bool, epochs: int) -> Iterator[Advance]:
     with Progress(console=Console(stderr=True), disable=not wanted, transient=True) as bar:
-        task = bar.add_task("bottleneck", total=epochs)
+        task = bar.add_task("training", total=epochs)
 
         def advance(text: str) -> None:
-            bar.update(task, advance=1, description=f"bottleneck, {text}")
+            bar.update(task, advance=1, description=text)
 
         yield advance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import json
@@ -103,11 +104,8 @@ def _value(text: str) -> Any:
 
 def _check_names(choice: Choice) -> None:
     """A misspelt option is refused here, where the nearest name can be told."""
-    kind = lookup(GROUP, choice.name)
-    parameters = inspect.signature(kind.check if choice.learned else kind).parameters.values()
-    fixed = {"self", "cls", "reads", "cut", "gives"}
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in fixed]
-    if not known and any(p.kind is p.VAR_KEYWORD for p in parameters):
+    known = _known(choice)
+    if known is None:
         return  # the codec checks them itself
     for option in choice.options:
         if option not in known:
@@ -115,6 +113,17 @@ def _check_names(choice: Choice) -> None:
             hint = f" Did you mean '{near[0]}'?" if near else ""
             there = f"it has {', '.join(known)}" if known else "it has none"
             raise ConfigError(f"codec '{choice.name}' has no option '{option}'.{hint} ({there})")
+
+
+def _known(choice: Choice) -> list[str] | None:
+    """Names of the options a codec takes; None where it does not say."""
+    kind, found = lookup(GROUP, choice.name), choice.learned
+    if found is not None and found.options is not None:
+        return [option.name for option in dataclasses.fields(found.options)]
+    parameters = inspect.signature(kind.check if found else kind).parameters.values()
+    fixed = {"self", "cls", "reads", "cut", "gives"}
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in fixed]
+    return None if not known and any(p.kind is p.VAR_KEYWORD for p in parameters) else known
 
 
 def fits(choice: Choice, reads: Sequence[TensorSpec], cut: Sequence[TensorSpec]) -> bool:

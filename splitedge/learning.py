@@ -76,8 +76,10 @@ class Schedule:
         budget_s: seconds of training after which the stages are cut short; None for no limit.
         batch_size: rows of a step.
         seed: of everything drawn; the same seed, data and machine give the same weights.
-        device: as torch names it; `auto` is `cuda` where there is one, else `cpu`. Mixed precision is used
-            on `cuda`.
+        device: as torch names it; `auto` is `cuda` where there is one, else `cpu`.
+        precision: of convolutions and matrix products in training: `bfloat16`, `float32`, or `auto` for
+            bfloat16 where the processor multiplies it in hardware (GPUs since Ampere, CPUs with AVX-512
+            BF16 or AMX). The codec is float32 in any case.
         augment: `none`, `flip` (left to right), `flip-crop` (also shifted by up to an eighth), `auto`
             (`flip-crop` for colour images, else `none`), or a function.
         checkpoint: directory that training is resumed from and saved to after every epoch.
@@ -89,6 +91,7 @@ class Schedule:
     batch_size: int = 128
     seed: int = 0
     device: str = "auto"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
     augment: Literal["auto", "none", "flip", "flip-crop"] | Augment = "auto"
     checkpoint: Path | None = None
     progress: bool = True
@@ -133,6 +136,9 @@ class LearnedCodec(Codec):
     learned: ClassVar[bool] = True
     #: Whether the encoder reads the cut's own tensors; else it replaces layers of the head.
     reads_cut: ClassVar[bool] = False
+    #: A dataclass of its options: a misspelt one is then noticed where the codec is asked for. None leaves
+    #: that to `check`.
+    options: ClassVar[type | None] = None
 
     @classmethod
     @abstractmethod

@@ -76,7 +76,7 @@ def test_learns():
         model.eval(), images[:4], codec="bottleneck:bits=2,channels=4", cut="1", policy="static:split"
     )
     report = deployment.fit(
-        (images[:192], labels[:192]), (images[192:], labels[192:]), epochs=20, progress=False
+        (images[:192], labels[:192]), (images[192:], labels[192:]), epochs=40, progress=False
     )
     deployment.close()
     assert report.codecs[0].teacher_accuracy > 0.9
