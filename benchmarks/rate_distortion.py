@@ -78,7 +78,7 @@ def cifar10(data: Path, train_rows: int | None) -> Subject:
         train=_rows(normalise(x[:most]), y[:most]),
         val=_rows(normalise(x[-VALIDATION:]), y[-VALIDATION:]),
         test=_rows(normalise(test_x), test_y),
-        cuts={"early": "layer1", "middle": "layer2", "late": "layer3"},
+        cuts={"early": "layer1", "middle": "layer2", "late": "layer3", "learned": "layer3.0"},
         raw_bytes=x[0].numel(),
         # 0 and 255 of each channel: the image codecs then see the very pixels of the files.
         value_range=(_ends(0.0, MEAN, STD), _ends(1.0, MEAN, STD)),

@@ -25,7 +25,7 @@ from splitedge.codecs.losses import answer_loss, distortion
 from splitedge.codecs.precision import channels_last, mixed
 from splitedge.codecs.stages import Stage
 from splitedge.codecs.student import Coding, Student, Teacher
-from splitedge.codecs.views import Views
+from splitedge.codecs.views import views_of
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
 from splitedge.placing import device_named
@@ -86,7 +86,7 @@ class _Training:
         self.student, self.teacher, self.task = student, teacher, task
         self.schedule, self.stages = schedule, stages
         self.device = device_named(schedule.device)
-        self.views = Views(task.train, schedule)
+        self.views = views_of(task, schedule)
         by_default = max(EPOCHS, -(-STEPS // max(self.views.steps, 1)))
         self.total = by_default if schedule.epochs is None else max(schedule.epochs, 1)
         self.judged = task.val.first(JUDGED_ROWS)

@@ -9,7 +9,7 @@ import torch
 
 from splitedge.codec import Tensors
 from splitedge.codecs.augment import augment_of
-from splitedge.learning import Schedule
+from splitedge.learning import Schedule, Task
 from splitedge.rows import LabelledRows
 
 VIEWS = 6
@@ -29,6 +29,8 @@ class Views:
     A teacher's answer to a batch of a view is asked for once and kept, so that after VIEWS epochs a step
     costs what the student costs. An epoch depends on its number alone: training that goes on from a
     checkpoint sees what it would have seen.
+
+    Use `views_of`: several trainings on one task then ask its teacher once.
 
     Args:
         rows: to train on.
@@ -80,6 +82,15 @@ class Views:
             self._room -= size
             self._kept[(*key, what)] = tuple(_coded(t) if _large(t) else t.detach().cpu() for t in said)
         return said
+
+
+def views_of(task: Task, schedule: Schedule) -> Views:
+    """The views of a task's training rows under a schedule, those of an earlier training where they are alike."""
+    alike = (schedule.batch_size, schedule.seed, schedule.augment, schedule.precision, schedule.device)
+    found = task.memory.get(alike)
+    if not isinstance(found, Views):
+        found = task.memory[alike] = Views(task.train, schedule)
+    return found
 
 
 def _large(tensor: torch.Tensor) -> bool:
