@@ -85,7 +85,7 @@ class Views:
 
 
 def views_of(task: Task, schedule: Schedule) -> Views:
-    """The views of a task's training rows under a schedule, those of an earlier training where they are alike."""
+    """Views of a task's training rows; those of an earlier training under the same schedule, if any."""
     alike = (schedule.batch_size, schedule.seed, schedule.augment, schedule.precision, schedule.device)
     found = task.memory.get(alike)
     if not isinstance(found, Views):
