@@ -41,9 +41,9 @@ class Contender:
 QUALITIES = (1, 5, 10, 20, 30, 50, 70, 80, 90, 95)
 
 
-def bottleneck(name: str, **options: Any) -> Contender:
+def bottleneck(name: str, *, quick: bool = False, **options: Any) -> Contender:
     """One of ours."""
-    return Contender(name, "bottleneck", "bottleneck", "ours", "learned", options)
+    return Contender(name, "bottleneck", "bottleneck", "ours", "learned", options, quick)
 
 
 def recipe(name: str, family: str, codec: str, **options: Any) -> Contender:
@@ -67,15 +67,7 @@ BASELINES = (
 OURS = (
     bottleneck("bottleneck 2x2", channels=2, bits=2),
     bottleneck("bottleneck 4x2", channels=4, bits=2),
-    Contender(
-        "bottleneck 4x3",
-        "bottleneck",
-        "bottleneck",
-        "ours",
-        "learned",
-        {"channels": 4, "bits": 3},
-        quick=True,
-    ),
+    bottleneck("bottleneck 4x3", quick=True, channels=4, bits=3),
     bottleneck("bottleneck 4x4", channels=4, bits=4),
     bottleneck("bottleneck 8x4", channels=8, bits=4),
     Contender("slimmable", "slimmable", "slimmable", "ours", "learned", quick=True),
