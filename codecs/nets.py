@@ -84,7 +84,7 @@ def default_stride(spec: TensorSpec) -> int:
     if len(spec.shape) == 2:
         return 1
     side = min(spec.shape[2:])
-    return 1 if side < 8 else 2 if side <= 16 else 4 if side <= 64 else 8 if side <= 512 else 16
+    return 1 if side < 8 else 2 if side <= 16 else 4 if side <= 48 else 8 if side <= 512 else 16
 
 
 def default_channels(grid: Sequence[int], read: int) -> int:
