@@ -54,9 +54,9 @@ class RowScale(nn.Module):
             scale = one.weight.detach() / torch.sqrt(one.running_var + one.eps)
             scales.append(scale)
             shifts.append(one.bias.detach() - one.running_mean * scale)
-        beyond = (1, 1) if isinstance(norm.norms[0], nn.BatchNorm2d) else ()
-        self.register_buffer("scale", torch.stack(scales).unflatten(1, (-1, *beyond)))
-        self.register_buffer("shift", torch.stack(shifts).unflatten(1, (-1, *beyond)))
+        shape = len(scales), -1, *((1, 1) if isinstance(norm.norms[0], nn.BatchNorm2d) else ())
+        self.register_buffer("scale", torch.stack(scales).view(shape))
+        self.register_buffer("shift", torch.stack(shifts).view(shape))
 
     def forward(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Normalise rows, each of the level that int64 (N,) says."""
