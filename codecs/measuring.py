@@ -37,6 +37,7 @@ class Placed:
         cut: boundary whose tensors its decoder gives, where it gives a cut's.
         train_s: seconds of training.
         epochs: of training.
+        val_accuracy: by level, after training.
     """
 
     codec: Codec
@@ -44,6 +45,7 @@ class Placed:
     cut: int
     train_s: float = 0.0
     epochs: int = 0
+    val_accuracy: tuple[float, ...] = ()
 
 
 def measure(
@@ -80,6 +82,7 @@ def measure(
                 switch_s=_switch_s(placed, level, divided, rows),
                 train_s=placed.train_s,
                 epochs=placed.epochs,
+                val_accuracy=placed.val_accuracy[level] if placed.val_accuracy else float("nan"),
             )
         )
     return points

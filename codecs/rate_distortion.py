@@ -53,6 +53,8 @@ class Point:
             before it was of another level; 0 for a codec of one.
         train_s: seconds of training; 0 for what needs none.
         epochs: of training, over all stages.
+        val_accuracy: on the rows that chose when to stop; NaN for what is not trained. What is picked among
+            contenders is picked by this, never by the test set.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Point:
     switch_s: float = 0.0
     train_s: float = 0.0
     epochs: int = 0
+    val_accuracy: float = float("nan")
 
     def __post_init__(self) -> None:
         if not len(self.payload) == len(self.framed) == len(self.correct) > 0:

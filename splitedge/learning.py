@@ -54,6 +54,7 @@ class Task:
         tail: the cut to the model's flat output, in one or several pieces.
         train: rows to train on.
         val: rows that choose when to stop; never the rows that a result is reported on.
+        memory: what trainers keep between several trainings on this one task, by keys of their own.
     """
 
     reads: tuple[TensorSpec, ...]
@@ -65,6 +66,7 @@ class Task:
     tail: Sequence[nn.Module]
     train: LabelledRows
     val: LabelledRows
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
