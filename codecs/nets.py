@@ -21,7 +21,7 @@ from splitedge.codec import DTYPES, TensorSpec
 from splitedge.errors import CodecError
 
 WIDTHS = (96, 64, 48, 32, 24, 16, 8)
-DECODER_WIDTH = 64
+DECODER_WIDTH = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,12 @@ class ConvEncoder(nn.Module):
         z: torch.Tensor = self.norm(self.last(self.layers(x)))
         return z
 
+    def fuse(self) -> None:
+        """Fold the latent's norm into the convolution before it; eval mode only."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.last = fuse_conv_bn_eval(self.last.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
 
 class LinearEncoder(nn.Module):
     """Two linear layers for rows of features."""
@@ -203,20 +209,17 @@ def encoder_for(reads: TensorSpec, latent: Latent, stride: int, width: int, bloc
     return ConvEncoder(reads.shape[1], latent, stride, width, blocks)
 
 
-def decoder_for(latent: Latent, cut: TensorSpec, blocks: int) -> nn.Module:
+def decoder_for(latent: Latent, cut: TensorSpec, blocks: int, width: int | None = None) -> nn.Module:
     """A decoder from such a latent to such a cut."""
     if latent.grid and len(cut.shape) == 4:
-        return ConvDecoder(latent, cut, max(DECODER_WIDTH, min(cut.shape[1], 256)), blocks)
-    return LinearDecoder(latent, cut, 256)
+        return ConvDecoder(latent, cut, width or max(DECODER_WIDTH, min(cut.shape[1], 256)), blocks)
+    return LinearDecoder(latent, cut, width or 256)
 
 
 def fused(module: nn.Module) -> nn.Module:
     """The module in eval mode with every batch norm behind a convolution folded into it."""
     module.eval()
     for child in module.modules():
-        if isinstance(child, ConvNorm):
+        if isinstance(child, ConvNorm | ConvEncoder):
             child.fuse()
-    if isinstance(module, ConvEncoder) and isinstance(module.norm, nn.BatchNorm2d):
-        module.last = fuse_conv_bn_eval(module.last, module.norm)
-        module.norm = nn.Identity()
     return module

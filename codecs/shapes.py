@@ -31,6 +31,7 @@ class Sizes:
             5% of the model's multiply-accumulates (or a million, if that is more), and never more than the
             layers it replaces.
         blocks, decoder_blocks: residual blocks on the latent's grid, in encoder and decoder.
+        decoder_width: channels of the decoder's convolutions; None for 96, or the cut's up to 256.
     """
 
     channels: int | None = None
@@ -38,6 +39,7 @@ class Sizes:
     width: int | None = None
     blocks: int = 1
     decoder_blocks: int = 3
+    decoder_width: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -56,9 +58,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         limits = {"channels": (1, 1024), "width": (8, 1024), "blocks": (0, 16), "decoder_blocks": (0, 64)}
+        limits["decoder_width"] = (8, 1024)
         for name, (least, most) in limits.items():
             value = getattr(self, name)
-            if value is None and name in ("channels", "width"):
+            if value is None and name in ("channels", "width", "decoder_width"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise CodecError(f"{name} is a whole number from {least} to {most}, got {value}")
