@@ -43,6 +43,8 @@ class Sizes:
             5% of the model's multiply-accumulates (or a million, if that is more), and never more than the
             layers it replaces.
         blocks, decoder_blocks: residual blocks on the latent's grid, in encoder and decoder.
+        decoder_width: channels of the decoder's convolutions; None for 96, or the cut's up to 256, or
+            less for a small model.
     """
 
     channels: int | None = None
@@ -50,6 +52,7 @@ class Sizes:
     width: int | None = None
     blocks: int = 1
     decoder_blocks: int = 3
+    decoder_width: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -68,9 +71,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         limits = {"channels": (1, 1024), "width": (8, 1024), "blocks": (0, 16), "decoder_blocks": (0, 64)}
+        limits["decoder_width"] = (8, 1024)
         for name, (least, most) in limits.items():
             value = getattr(self, name)
-            if value is None and name in ("channels", "width"):
+            if value is None and name in ("channels", "width", "decoder_width"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise CodecError(f"{name} is a whole number from {least} to {most}, got {value}")
@@ -102,9 +106,11 @@ class Sizes:
         return WIDTHS[-1]
 
     def decoder_width_for(self, task: Task) -> int:
-        """The decoder's width: what `decoder_for` takes by itself, or less for a small model, so that what
+        """As asked for; else what `decoder_for` takes, or less for a small model, so that what
         is saved on the edge is not spent many times over in the cloud.
         """
+        if self.decoder_width is not None:
+            return self.decoder_width
         latent, _ = self.latent(task.reads, task.cut)
         limit = max(macs(task.head, task.reads) + macs(task.tail, task.cut), FEW_IN_CLOUD)
         widths = decoder_widths(latent, task.cut[0])
