@@ -76,15 +76,7 @@ OURS = (
         for i in range(4)
     ),
     *(
-        Contender(
-            f"entropic {n} B",
-            "entropic",
-            "entropic",
-            "ours",
-            "learned",
-            {"nbytes": n, "channels": 8},
-            n == 62,
-        )
+        Contender(f"entropic {n} B", "entropic", "entropic", "ours", "learned", {"nbytes": n, "channels": 8})
         for n in (31, 44, 62, 92)
     ),
     Contender("tokens", "tokens", "tokens", "ours", "learned"),

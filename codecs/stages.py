@@ -40,8 +40,8 @@ class Stage:
 
 
 #: Ours. The head's features through the quantiser that will be deployed, for long; then the answer as well,
-#: gently. On CIFAR-10 this beat a short distillation before a long or a fast tuning by 2 points, and an answer
-#: asked for from the start by 10, in training as long.
+#: gently. On CIFAR-10 this beat a short distillation before a long or a fast tuning by 2 points, and an
+#: answer asked for from the start by 10, in training as long.
 DISTIL_THEN_TUNE = (
     Stage("distil", 0.75, 5e-3, distil=1.0, frozen=("tail",)),
     Stage("tune", 0.25, 5e-4, distil=1.0, answer=1.0),
@@ -78,8 +78,8 @@ def rate_then_tune(rate: float) -> tuple[Stage, ...]:
 
 
 def entropic_student(beta: float) -> tuple[Stage, ...]:
-    """Entropic Student (Matsubara et al., WACV 2022, section 3.3): features distilled with the code length and
-    noise, then cross-entropy and distillation behind a frozen encoder and prior.
+    """Entropic Student (Matsubara et al., WACV 2022, section 3.3): features distilled with the code length
+    and noise, then cross-entropy and distillation behind a frozen encoder and prior.
 
     Args:
         beta: loss per kB of a row, see `BETA`.
