@@ -40,8 +40,9 @@ class RangeCoder:
 
     A range-coded body is at most one byte longer than the ideal code length `Tables.bits`. For given
     symbols there is exactly one body, and `decode` takes no other up to `CHECKED` bytes: it encodes what it
-    found once more. For longer ones that would take a quarter of the time and is left out. What a damaged body decodes to may by chance have just that body; the CRC in front of every
-    payload is there for that, at any length.
+    found once more. For longer ones that would take a quarter of the time and is left out. What a damaged
+    body decodes to may by chance have just that body; the CRC in front of every payload is there for that, at
+    any length.
 
     Args:
         tables: one a channel.
