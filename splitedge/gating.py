@@ -1,7 +1,7 @@
 """A filter at work: how sure it is that a payload need not be sent, and what is answered then.
 
 A neural filter as in Matsubara and Levorato, "Neural Compression and Filtering for Edge-assisted
-Real-time Object Detection in Challenged Networks" (ICPR 2020, section IV): images without an object are
+Real-time Object Detection in Challenged Networks" (ICPR 2020): pictures without an object are
 not sent. Here it may judge an early exit too, and what it says is the engine's input.
 """
 
