@@ -33,7 +33,7 @@ from splitedge.planner import options_of
 from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
-from splitedge.trained import train_codecs
+from splitedge.trained import STOP_PART, ready_to_train, train_codecs
 
 BATCH = 128
 RANGE_ROWS = 512
@@ -147,8 +147,9 @@ def fit_plan(
     if wanted is not None:
         places(plan, wanted, train)  # what can not be is said before hours of training
     coded: tuple[TrainedCodec, ...] = ()
-    if plan.recipes:
-        val, stop = val.divide(0.25, seed + 2)
+    plan = ready_to_train(plan, len(train), len(val))
+    if any(not recipe.unused for recipe in plan.recipes.values()):
+        val, stop = val.divide(STOP_PART, seed + 2)
         stop_rows = len(stop)
         plan, coded = train_codecs(plan, train, stop, schedule)
     report_rows, scale_rows = val.divide(0.5, seed + 1)

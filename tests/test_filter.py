@@ -54,7 +54,7 @@ def model():
 
 
 def deployed(model, **wanted):
-    wanted = {"cut": "a", "input_codec": None, "policy": "static:split", **wanted}
+    wanted = {"cut": "a", "codec": "int8", "input_codec": None, "policy": "static:split", **wanted}
     return splitedge.deploy(model, rows(8, 0)[0], **wanted)
 
 
