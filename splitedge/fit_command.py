@@ -31,7 +31,12 @@ def fit(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="At most, for each codec and exit.")] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0.0, help="Seconds after which the training of codecs is cut short.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Seconds after which the training of codecs is cut short; 60 for a codec that nobody named, "
+            "if no epochs are given.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, cuda:1.")] = "auto",
     checkpoint: Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
@@ -124,7 +125,8 @@ def _train_one(
     task = task_of(plan, boundary, recipe.source, train, stop)
     start = time.perf_counter()
     try:
-        codec, right, sizes, epochs = kind.train(task, schedule, **recipe.options)
+        with _own_randomness():
+            codec, right, sizes, epochs = kind.train(task, schedule, **recipe.options)
     except (SplitedgeError, RuntimeError) as error:
         if not recipe.default:
             raise
@@ -135,6 +137,12 @@ def _train_one(
     seconds = time.perf_counter() - start
     name = plan.boundaries[boundary].name
     return codec, TrainedCodec(recipe.name, name, epochs, seconds, right, sizes, teacher)
+
+
+def _own_randomness() -> AbstractContextManager[None]:
+    """The caller's random generators are left as they were, whatever a codec seeds."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices=devices)
 
 
 def _too_bad(how: TrainedCodec) -> str:
