@@ -135,6 +135,8 @@ class PriorCoding(Coding):
 class Scaled(nn.Module):
     """An encoder with the gains of its latent's channels behind it: what is deployed."""
 
+    gain: torch.Tensor
+
     def __init__(self, encoder: nn.Module, gain: torch.Tensor) -> None:
         super().__init__()
         self.encoder = encoder

@@ -22,7 +22,7 @@ from torch import nn
 from splitedge.codec import Tensors
 from splitedge.codecs import checkpoint
 from splitedge.codecs.losses import answer_loss, distortion
-from splitedge.codecs.precision import channels_last, mixed
+from splitedge.codecs.precision import channels_last, mixed, placed
 from splitedge.codecs.stages import Stage
 from splitedge.codecs.student import Coding, Student, Teacher
 from splitedge.codecs.views import views_of
@@ -32,7 +32,7 @@ from splitedge.placing import device_named
 
 #: Where nobody says how long: so many epochs, or as many as make so many steps, if that is more.
 EPOCHS, STEPS = 30, 600
-#: A stage ends early when no epoch was better for so many, and for a third of its epochs: while the learning
+#: A stage ends early when no epoch was better for so many, and for half of its epochs: while the learning
 #: rate is high, scores are noisy and say little.
 PATIENCE = 8
 WARM_UP = 0.05
@@ -91,7 +91,7 @@ class _Training:
         self.total = by_default if schedule.epochs is None else max(schedule.epochs, 1)
         self.judged = task.val.first(JUDGED_ROWS)
         for net in (student, teacher):
-            net.to(device=self.device, memory_format=torch.channels_last)
+            placed(net, self.device, torch.channels_last)
 
     def run(self) -> int:
         """All stages, from where a checkpoint stands."""
@@ -108,8 +108,9 @@ class _Training:
                 here = found if i == behind else None
                 at = here[0] if here is not None else checkpoint.Progress(of, stage.name)
                 epochs += self._stage(stage, at, here[1] if here is not None else None, count, advance)
-        self.student.to("cpu", memory_format=torch.contiguous_format).eval()
-        self.teacher.to("cpu", memory_format=torch.contiguous_format)
+        for net in (self.student, self.teacher):
+            placed(net, torch.device("cpu"), torch.contiguous_format)
+        self.student.eval()
         return epochs
 
     def _counts(self) -> list[int]:
@@ -155,7 +156,7 @@ class _Training:
         began = time.monotonic() - at.seconds
         clock = _Clock(max(epochs * self.views.steps, 1), seconds, at.done, began)
         levels = torch.Generator()
-        patience = max(PATIENCE, epochs // 3)
+        patience = max(PATIENCE, epochs // 2)
         while at.ran < epochs and at.since < patience and clock.part() < 1.0:
             levels.manual_seed(schedule.seed + at.ran)
             for key, inputs, labels in self.views.epoch(at.ran):
