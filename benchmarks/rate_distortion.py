@@ -52,7 +52,9 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep trained codecs and points, and reuse them"
     )
-    parser.add_argument("--train-rows", type=int, metavar="N", help="train on the first N rows only")
+    parser.add_argument(
+        "--train-rows", type=int, metavar="N", help="of CIFAR-10: train on the first N rows only"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table into this Markdown page")
     return parser.parse_args(argv)
 
@@ -73,7 +75,7 @@ def cifar10(data: Path, train_rows: int | None) -> Subject:
     test_x, test_y = _arrays(images / "cifar10_test.npz")
     most = len(y) - VALIDATION if train_rows is None else min(train_rows, len(y) - VALIDATION)
     return Subject(
-        name="cifar10",
+        name="cifar10" if train_rows is None else f"cifar10-{most}",
         model=load_resnet_cifar(56, data / "weights"),
         train=_rows(normalise(x[:most]), y[:most]),
         val=_rows(normalise(x[-VALIDATION:]), y[-VALIDATION:]),

@@ -230,7 +230,7 @@ class Slimmable(LatentCodec):
         student = SlimStudent(
             encoder_for(task.reads[0], latent, stride, asked.width_for(task), asked.blocks),
             coding := PrefixCoding(prefixes, asked.bits),
-            decoder_for(latent, task.cut[0], asked.decoder_blocks),
+            decoder_for(latent, task.cut[0], asked.decoder_blocks, asked.decoder_width_for(task)),
             chain_of(task),
         )
         teacher = Teacher(task)
