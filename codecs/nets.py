@@ -145,6 +145,12 @@ class ConvEncoder(nn.Module):
         z: torch.Tensor = self.norm(self.last(self.layers(x)))
         return z
 
+    def fuse(self) -> None:
+        """Fold the latent's norm into the convolution before it; eval mode only."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.last = fuse_conv_bn_eval(self.last.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
 
 class LinearEncoder(nn.Module):
     """Two linear layers for rows of features."""
@@ -214,9 +220,6 @@ def fused(module: nn.Module) -> nn.Module:
     """The module in eval mode with every batch norm behind a convolution folded into it."""
     module.eval()
     for child in module.modules():
-        if isinstance(child, ConvNorm):
+        if isinstance(child, ConvNorm | ConvEncoder):
             child.fuse()
-    if isinstance(module, ConvEncoder) and isinstance(module.norm, nn.BatchNorm2d):
-        module.last = fuse_conv_bn_eval(module.last, module.norm)
-        module.norm = nn.Identity()
     return module

@@ -24,7 +24,7 @@ from splitedge.codecs import checkpoint
 from splitedge.codecs.losses import answer_loss, distortion
 from splitedge.codecs.precision import channels_last, mixed
 from splitedge.codecs.stages import Stage
-from splitedge.codecs.student import Coding, Student, Teacher
+from splitedge.codecs.student import Answer, Coding, Student, Teacher
 from splitedge.codecs.views import Views
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
@@ -187,7 +187,7 @@ class _Training:
         weights: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> None:
-        student, teacher, task = self.student, self.teacher, self.task
+        student, teacher = self.student, self.teacher
         student.train()
         for name in stage.frozen:
             getattr(student, name).eval()
@@ -198,26 +198,30 @@ class _Training:
             reads = self._reads(inputs)
             if stage.distil:
                 wanted = teacher(reads)
-                outputs = wanted.outputs
             else:
                 outputs = self.views.answers(key, lambda: teacher(reads).outputs)
+                wanted = Answer(reads, outputs, ())
         for level in drawn:
             with mixed(self.device, self.schedule.precision):
                 found = student(reads, level)
-            loss = torch.zeros((), device=self.device)
-            if stage.distil:
-                far = distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
-                loss = loss + stage.distil * far
-            if stage.answer:
-                wrong = answer_loss(found.outputs, outputs, labels, task.logits, stage.soft)
-                loss = loss + stage.answer * wrong
-            if stage.rate and found.bits is not None:
-                loss = loss + stage.rate * found.bits.mean()
+            loss = self._loss(stage, found, wanted, labels)
             if not bool(torch.isfinite(loss)):
                 raise ConfigError("training the codec diverged; are the inputs finite and normalised?")
             (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 5.0)
         optimiser.step()
+
+    def _loss(self, stage: Stage, found: Answer, wanted: Answer, labels: torch.Tensor) -> torch.Tensor:
+        """What a stage makes small; the teacher's cut and taps are looked at where it distils."""
+        loss = torch.zeros((), device=self.device)
+        if stage.distil:
+            loss = loss + stage.distil * distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
+        if stage.answer:
+            wrong = answer_loss(found.outputs, wanted.outputs, labels, self.task.logits, stage.soft)
+            loss = loss + stage.answer * wrong
+        if stage.rate and found.bits is not None:
+            loss = loss + stage.rate * found.bits.mean()
+        return loss
 
     def _reads(self, inputs: Tensors) -> torch.Tensor:
         (reads,) = channels_last((self.teacher.reads(tuple(t.to(self.device) for t in inputs)),))
@@ -225,29 +229,33 @@ class _Training:
 
     @torch.no_grad()
     def _score(self, stage: Stage) -> float:
-        """How good the student is on validation rows, more is better: accuracy, or less what it was told to
-        make small where there are no classes or the rate counts."""
-        student, task = self.student, self.task
-        student.eval()
-        exact = task.logits is not None and not stage.rate
+        """How good the student is on validation rows, more is better: accuracy, or the stage's loss (less it)
+        where the rate counts, or all distortion (less it) where there are no classes."""
+        self.student.eval()
         total, count = 0.0, 0
         for rows in self.judged.batches(self.schedule.batch_size):
+            labels = rows.labels.to(self.device)
             with mixed(self.device, self.schedule.precision):
                 reads = self._reads(rows.inputs)
+                exact = self.task.logits is not None and not stage.rate
                 wanted = None if exact else self.teacher(reads)
-                for level in range(student.levels):
-                    found = student(reads, level)
-                    if wanted is None:
-                        assert task.logits is not None
-                        total += int((found.outputs[task.logits].argmax(1).cpu() == rows.labels).sum())
-                        continue
-                    far = distortion(
-                        [found.cut, *found.taps, *found.outputs], [wanted.cut, *wanted.taps, *wanted.outputs]
-                    )
-                    bits = float(found.bits.mean()) if found.bits is not None else 0.0
-                    total -= (float(far) + stage.rate * bits) * len(rows)
-            count += len(rows) * student.levels
+                for level in range(self.student.levels):
+                    total += self._good(stage, self.student(reads, level), wanted, labels)
+            count += len(rows) * self.student.levels
         return total / count
+
+    def _good(self, stage: Stage, found: Answer, wanted: Answer | None, labels: torch.Tensor) -> float:
+        """The same of one batch, summed over its rows; `wanted` is None where accuracy tells."""
+        if wanted is None:
+            assert self.task.logits is not None
+            return int((found.outputs[self.task.logits].argmax(1) == labels).sum())
+        if stage.rate:
+            return -float(self._loss(stage, found, wanted, labels)) * len(labels)
+        return -float(distortion(_values(found), _values(wanted))) * len(labels)
+
+
+def _values(answer: Answer) -> list[torch.Tensor]:
+    return [answer.cut, *answer.taps, *answer.outputs]
 
 
 def _optimiser(stage: Stage, weights: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
