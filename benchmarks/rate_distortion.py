@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPLITEDGE_DATA") or ROOT.parent / "shared" / "data")
-VALIDATION = 5000
+VALIDATION = 2000
 
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,13 +52,15 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep trained codecs and points, and reuse them"
     )
-    parser.add_argument("--train-rows", type=int, metavar="N", help="train on the first N rows only")
+    parser.add_argument(
+        "--train-rows", type=int, metavar="N", help="of CIFAR-10: train on the first N rows only"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table into this Markdown page")
     return parser.parse_args(argv)
 
 
 def cifar10(data: Path, train_rows: int | None) -> Subject:
-    """ResNet-56 on normalised images, with the last 5,000 training images held out to validate on.
+    """ResNet-56 on normalised images, with the last 2,000 training images held out to validate on.
 
     The published weights have seen those too, so that accuracy on them is high; it only says when to stop.
     """
@@ -73,12 +75,12 @@ def cifar10(data: Path, train_rows: int | None) -> Subject:
     test_x, test_y = _arrays(images / "cifar10_test.npz")
     most = len(y) - VALIDATION if train_rows is None else min(train_rows, len(y) - VALIDATION)
     return Subject(
-        name="cifar10",
+        name="cifar10" if train_rows is None else f"cifar10-{most}",
         model=load_resnet_cifar(56, data / "weights"),
         train=_rows(normalise(x[:most]), y[:most]),
         val=_rows(normalise(x[-VALIDATION:]), y[-VALIDATION:]),
         test=_rows(normalise(test_x), test_y),
-        cuts={"early": "layer1", "middle": "layer2", "late": "layer3"},
+        cuts={"early": "layer1", "middle": "layer2", "late": "layer3", "learned": "layer3.0"},
         raw_bytes=x[0].numel(),
         # 0 and 255 of each channel: the image codecs then see the very pixels of the files.
         value_range=(_ends(0.0, MEAN, STD), _ends(1.0, MEAN, STD)),

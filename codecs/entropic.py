@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from splitedge.codec import TensorSpec
+from splitedge.codec import HEADER, TensorSpec
 from splitedge.codecs.latent_codec import BATCH, TABLE_ROWS, LatentCodec
 from splitedge.codecs.nets import decoder_for, encoder_for
 from splitedge.codecs.prior import Prior
@@ -28,9 +28,11 @@ from splitedge.codecs.uniform import MAX_STEPS, Uniform
 from splitedge.errors import CodecError
 from splitedge.learning import Schedule, Task
 
-#: How much faster than a weight the logarithm of a gain is trained: it has a long way to go, and few steps.
-PACE = 10.0
+#: How much faster than a weight the logarithm of a gain is trained: it has far to go, and often few steps.
+PACE = 5.0
 MOST = 1e6
+#: How a target length is steered to, each step: by the error so far, and by the error now.
+INTEGRAL, PROPORTIONAL = 0.003, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class EntropicOptions(Sizes):
     Attributes:
         rate: what a kB (1024 bytes) of payload adds to the loss of a row, in nats of cross-entropy; more
             gives fewer bytes. None for 1.
+        nbytes: mean payload to aim at, header included, in place of `rate`: the weight is then steered.
         recipe: how it is trained: ours, or as Entropic Student is (`student`), to be compared with.
         beta: the published recipe's weight of the code length, with `recipe="student"` alone; None for 1.
             Published values, 0.08 to 20, weigh bits against sums of squared differences and so depend on
@@ -47,6 +50,7 @@ class EntropicOptions(Sizes):
     """
 
     rate: float | None = None
+    nbytes: float | None = None
     recipe: Literal["splitedge", "student"] = "splitedge"
     beta: float | None = None
 
@@ -60,8 +64,17 @@ class EntropicOptions(Sizes):
         value = getattr(self, own)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise CodecError(f"{own} is a number, got {value!r}")
+        if self.nbytes is not None and (self.rate is not None or self.recipe != "splitedge"):
+            raise CodecError("nbytes stands in place of rate, and is for recipe 'splitedge' alone")
+        if self.nbytes is not None and not HEADER.size < self.nbytes <= MOST:
+            raise CodecError(f"nbytes is above the header's {HEADER.size}, got {self.nbytes}")
         if value is not None and not 0 < value <= MOST:
             raise CodecError(f"{own} is above 0 and at most {MOST}, got {value}")
+
+    @property
+    def target(self) -> float | None:
+        """Bits of a body to aim at."""
+        return None if self.nbytes is None else 8 * (self.nbytes - HEADER.size)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -79,13 +92,16 @@ class PriorCoding(Coding):
     Args:
         channels: of the latent.
         seed: of the noise; the n-th noise is the same wherever training runs or was cut off.
+        target: bits of a row to steer to; None for the stage's own weight of the rate.
     """
 
     drawn: torch.Tensor
+    log_weight: torch.Tensor
 
-    def __init__(self, channels: int, seed: int) -> None:
+    def __init__(self, channels: int, seed: int, target: float | None = None) -> None:
         super().__init__()
-        self.seed = seed
+        self.seed, self.target = seed, target
+        self.register_buffer("log_weight", torch.zeros(()))
         self.prior = Prior(channels)
         self.slow_log_gain = nn.Parameter(torch.zeros(channels))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
@@ -103,7 +119,16 @@ class PriorCoding(Coding):
         rounded = y + (y.round() - y).detach()
         noisy = y + self._noise(y) if self.training else rounded
         bits = self.prior.bits(noisy / wide, gain.reciprocal())
+        if self.training and self.target is not None:
+            bits = bits * self._steered(bits.detach().mean())
         return rounded if self.quantised else noisy, bits
+
+    def _steered(self, bits: torch.Tensor) -> torch.Tensor:
+        """What the rate weighs now: more while rows are too long, less while they are short."""
+        assert self.target is not None
+        off = (bits / self.target).log().clamp(-1, 1)
+        self.log_weight += INTEGRAL * off
+        return (self.log_weight + PROPORTIONAL * off).exp()
 
     def _noise(self, y: torch.Tensor) -> torch.Tensor:
         """Uniform from -1/2 to 1/2, drawn on the CPU: alike on every device."""
@@ -155,8 +180,8 @@ class Entropic(LatentCodec):
         torch.manual_seed(schedule.seed)
         student = Student(
             encoder_for(task.reads[0], latent, stride, asked.width_for(task), asked.blocks),
-            coding := PriorCoding(latent.channels, schedule.seed),
-            decoder_for(latent, task.cut[0], asked.decoder_blocks),
+            coding := PriorCoding(latent.channels, schedule.seed, asked.target),
+            decoder_for(latent, task.cut[0], asked.decoder_blocks, asked.decoder_width_for(task)),
             chain_of(task),
         )
         teacher = Teacher(task)

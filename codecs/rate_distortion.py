@@ -49,8 +49,12 @@ class Point:
         encode_s, decode_s: from the model's input to the payload, and from the payload to what the tail
             takes, networks included.
         pack_s, unpack_s: the same without the networks: quantising, coding, headers.
+        switch_s: by how much a request of this level takes longer, encoding and decoding, when the one
+            before it was of another level; 0 for a codec of one.
         train_s: seconds of training; 0 for what needs none.
         epochs: of training, over all stages.
+        val_accuracy: on the rows that chose when to stop; NaN for what is not trained. What is picked among
+            contenders is picked by this, never by the test set.
     """
 
     name: str
@@ -68,8 +72,10 @@ class Point:
     decode_s: float
     pack_s: float
     unpack_s: float
+    switch_s: float = 0.0
     train_s: float = 0.0
     epochs: int = 0
+    val_accuracy: float = float("nan")
 
     def __post_init__(self) -> None:
         if not len(self.payload) == len(self.framed) == len(self.correct) > 0:

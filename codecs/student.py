@@ -41,9 +41,11 @@ class Coding(nn.Module):
 
     Attributes:
         quantised: whether the deployed quantiser runs; a stage says so.
+        target: bits of a row that training aims at; None where nothing is aimed at.
     """
 
     quantised: bool = True
+    target: float | None = None
 
     def forward(self, z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 latent (N, channels, *grid) to the same as it arrives, and bits of every row or None."""

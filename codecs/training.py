@@ -21,11 +21,11 @@ from torch import nn
 
 from splitedge.codec import Tensors
 from splitedge.codecs import checkpoint
-from splitedge.codecs.losses import answer_loss, distortion
+from splitedge.codecs.judging import by_accuracy, goodness, loss_of
 from splitedge.codecs.precision import channels_last, mixed
 from splitedge.codecs.stages import Stage
-from splitedge.codecs.student import Answer, Coding, Student, Teacher
-from splitedge.codecs.views import Views
+from splitedge.codecs.student import Coding, Student, Teacher
+from splitedge.codecs.views import views_of
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
 from splitedge.placing import device_named
@@ -86,7 +86,7 @@ class _Training:
         self.student, self.teacher, self.task = student, teacher, task
         self.schedule, self.stages = schedule, stages
         self.device = device_named(schedule.device)
-        self.views = Views(task.train, schedule)
+        self.views = views_of(task, schedule)
         by_default = max(EPOCHS, -(-STEPS // max(self.views.steps, 1)))
         self.total = by_default if schedule.epochs is None else max(schedule.epochs, 1)
         self.judged = task.val.first(JUDGED_ROWS)
@@ -187,7 +187,7 @@ class _Training:
         weights: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> None:
-        student, teacher = self.student, self.teacher
+        student = self.student
         student.train()
         for name in stage.frozen:
             getattr(student, name).eval()
@@ -196,32 +196,30 @@ class _Training:
         drawn = student.draw(generator)
         with mixed(self.device, self.schedule.precision):
             reads = self._reads(inputs)
-            if stage.distil:
-                wanted = teacher(reads)
-            else:
-                outputs = self.views.answers(key, lambda: teacher(reads).outputs)
-                wanted = Answer(reads, outputs, ())
+            outputs, features = self._wanted(stage, key, reads)
         for level in drawn:
             with mixed(self.device, self.schedule.precision):
                 found = student(reads, level)
-            loss = self._loss(stage, found, wanted, labels)
+            loss = loss_of(stage, found, outputs, features, labels, self.task.logits)
             if not bool(torch.isfinite(loss)):
                 raise ConfigError("training the codec diverged; are the inputs finite and normalised?")
             (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 5.0)
         optimiser.step()
 
-    def _loss(self, stage: Stage, found: Answer, wanted: Answer, labels: torch.Tensor) -> torch.Tensor:
-        """What a stage makes small; the teacher's cut and taps are looked at where it distils."""
-        loss = torch.zeros((), device=self.device)
-        if stage.distil:
-            loss = loss + stage.distil * distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
-        if stage.answer:
-            wrong = answer_loss(found.outputs, wanted.outputs, labels, self.task.logits, stage.soft)
-            loss = loss + stage.answer * wrong
-        if stage.rate and found.bits is not None:
-            loss = loss + stage.rate * found.bits.mean()
-        return loss
+    def _wanted(self, stage: Stage, key: tuple[int, int], reads: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """The teacher's outputs and, where the stage distils, its cut and taps."""
+        if not stage.distil:
+            outputs = self.views.answers(key, "outputs", lambda: self.teacher(reads).outputs)
+            return tuple(t.to(self.device) for t in outputs), ()
+
+        def ask() -> Tensors:
+            said = self.teacher(reads)
+            return (*said.outputs, said.cut, *said.taps)
+
+        said = tuple(t.to(self.device) for t in self.views.answers(key, "all", ask))
+        count = len(self.task.outputs.specs)
+        return said[:count], said[count:]
 
     def _reads(self, inputs: Tensors) -> torch.Tensor:
         (reads,) = channels_last((self.teacher.reads(tuple(t.to(self.device) for t in inputs)),))
@@ -229,33 +227,20 @@ class _Training:
 
     @torch.no_grad()
     def _score(self, stage: Stage) -> float:
-        """How good the student is on validation rows, more is better: accuracy, or the stage's loss (less it)
-        where the rate counts, or all distortion (less it) where there are no classes."""
-        self.student.eval()
+        """How good the student is on validation rows, more is better."""
+        student, logits = self.student, self.task.logits
+        student.eval()
+        target = student.coding.target
         total, count = 0.0, 0
         for rows in self.judged.batches(self.schedule.batch_size):
             labels = rows.labels.to(self.device)
             with mixed(self.device, self.schedule.precision):
                 reads = self._reads(rows.inputs)
-                exact = self.task.logits is not None and not stage.rate
-                wanted = None if exact else self.teacher(reads)
-                for level in range(self.student.levels):
-                    total += self._good(stage, self.student(reads, level), wanted, labels)
-            count += len(rows) * self.student.levels
+                wanted = None if by_accuracy(stage, logits, target) else self.teacher(reads)
+                for level in range(student.levels):
+                    total += goodness(stage, student(reads, level), wanted, labels, logits, target)
+            count += len(rows) * student.levels
         return total / count
-
-    def _good(self, stage: Stage, found: Answer, wanted: Answer | None, labels: torch.Tensor) -> float:
-        """The same of one batch, summed over its rows; `wanted` is None where accuracy tells."""
-        if wanted is None:
-            assert self.task.logits is not None
-            return int((found.outputs[self.task.logits].argmax(1) == labels).sum())
-        if stage.rate:
-            return -float(self._loss(stage, found, wanted, labels)) * len(labels)
-        return -float(distortion(_values(found), _values(wanted))) * len(labels)
-
-
-def _values(answer: Answer) -> list[torch.Tensor]:
-    return [answer.cut, *answer.taps, *answer.outputs]
 
 
 def _optimiser(stage: Stage, weights: Sequence[torch.Tensor]) -> torch.optim.Optimizer:

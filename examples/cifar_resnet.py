@@ -70,11 +70,13 @@ def bundles(data: Path, work: Path, fit: int):
     val = images(data / "images/cifar10/cifar10_test.npz", 10_000 - HELD_OUT, HELD_OUT)
     full, bare = work / "full", work / "bare"
     cuts = ["net.layer2", "net.layer3"]
-    with splitedge.deploy(cloud, train[0][:64], exits=["net.layer1"], local=device, cut=cuts) as deployment:
+    with splitedge.deploy(
+        cloud, train[0][:64], exits=["net.layer1"], local=device, cut=cuts, codec="int8"
+    ) as deployment:
         print(deployment.fit(train, val, epochs=10))
         deployment.explain()
         deployment.save(full)
-    with splitedge.deploy(cloud, train[0][:64], cut=cuts) as deployment:
+    with splitedge.deploy(cloud, train[0][:64], cut=cuts, codec="int8") as deployment:
         deployment.save(bare)
     return full, bare
 

@@ -16,6 +16,7 @@ from splitedge.edge.link import Link
 from splitedge.errors import BundleError, ConfigError
 from splitedge.evaluation import Evaluation, evaluate
 from splitedge.explain import Conditions, explain_text
+from splitedge.filtering import Filter
 from splitedge.fitting import FitReport, fit_plan, measured_again
 from splitedge.learning import Augment, Schedule
 from splitedge.plan import Plan
@@ -175,8 +176,9 @@ class Deployment:
         checkpoint: Path | str | None = None,
         schedule: Schedule | None = None,
         codec: CodecLike | None = None,
+        filter: Filter | None = None,
     ) -> FitReport:
-        """Train learned codecs and exits, calibrate every confidence and codec, measure every option.
+        """Train learned codecs, exits and filters, calibrate confidences and codecs, measure every option.
 
         The model itself is not changed. Give validation rows that the model was not trained on: what is
         measured on others flatters.
@@ -187,16 +189,20 @@ class Deployment:
             epochs: at most, for each learned codec and exit; None takes each one's own default.
             seed: the same seed, data and machine give the same weights.
             progress: show bars on standard error.
-            budget_s: seconds after which the training of learned codecs is cut short.
+            budget_s: seconds after which the training of learned codecs is cut short; None for no limit,
+                but with no `epochs` either a codec that nobody asked for gets a minute.
             device: that learned codecs are trained on; `auto` is `cuda` where there is one.
             augment: of the rows learned codecs are trained on (`learning.Schedule`).
             checkpoint: directory from which their training is resumed.
             schedule: all these in one, in their place.
             codec: a learned codec for every cut, in place of those that `deploy` was asked for.
+            filter: for every cut: where it is sure that nothing is there, or that an exit is right, nothing
+                is sent. None for none; one that was fitted before goes.
 
         Raises:
             ConfigError: too few rows, labels that do not fit, a model that is no classifier, training that
-                diverged, or a bundle that no longer holds the whole model.
+                diverged, a bundle that no longer holds the whole model, or a filter with nothing to
+                answer by.
         """
         self._need("both", "fit")
         fields = Schedule(
@@ -214,7 +220,7 @@ class Deployment:
         held = None if val is None else self._gather(val, "val")
         self._stop()
         asked = self._plan if codec is None else with_codec(self._plan, choose(codec))
-        plan, report = fit_plan(asked, rows, held, schedule or fields)
+        plan, report = fit_plan(asked, rows, held, schedule or fields, filter)
         self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)

@@ -33,11 +33,15 @@ class Recipe:
         name: of the codec.
         source: the boundary its encoder reads.
         options: of the codec, JSON-able.
+        default: whether nobody asked for it: it has to be as good as the whole model to be put in.
+        unused: why `fit` did not put it in; empty before `fit`, and where it did.
     """
 
     name: str
     source: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    default: bool = False
+    unused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Task:
         tail: the cut to the model's flat output, in one or several pieces.
         train: rows to train on.
         val: rows that choose when to stop; never the rows that a result is reported on.
+        memory: what trainers keep between several trainings on this one task, by keys of their own.
     """
 
     reads: tuple[TensorSpec, ...]
@@ -65,6 +70,7 @@ class Task:
     tail: Sequence[nn.Module]
     train: LabelledRows
     val: LabelledRows
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,8 @@ class Schedule:
 
     Attributes:
         epochs: over all stages, at most; None takes the codec's own default.
-        budget_s: seconds of training after which the stages are cut short; None for no limit.
+        budget_s: seconds of training after which the stages are cut short; None for no limit, but for a
+            codec that nobody asked for and no epochs are given: a minute, for all cuts together.
         batch_size: rows of a step.
         seed: of everything drawn; the same seed, data and machine give the same weights.
         device: as torch names it; `auto` is `cuda` where there is one, else `cpu`.
@@ -109,6 +116,7 @@ class TrainedCodec:
         val_accuracy: by level, on the validation rows; NaN for no classifier.
         val_bytes: mean bytes of a payload by level, header included, at batch 1.
         teacher_accuracy: of the whole model on the same rows; NaN for no classifier.
+        unused: why it was not put in; empty where it was.
     """
 
     name: str
@@ -118,6 +126,7 @@ class TrainedCodec:
     val_accuracy: tuple[float, ...]
     val_bytes: tuple[float, ...]
     teacher_accuracy: float
+    unused: str = ""
 
     def __str__(self) -> str:
         levels = ", ".join(
@@ -126,7 +135,7 @@ class TrainedCodec:
         )
         return (
             f"codec '{self.name}' at '{self.cut}': {levels} (whole model {self.teacher_accuracy:.1%}); "
-            f"{self.epochs} epochs, {self.seconds:.0f} s"
+            f"{self.epochs} epochs, {self.seconds:.0f} s{'; not used' if self.unused else ''}"
         )
 
 

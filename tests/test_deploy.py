@@ -264,7 +264,7 @@ def test_records_go_to_a_file(model, x, tmp_path):
 
 
 def test_auto_finds_a_split_and_measures_it(model, x):
-    with splitedge.deploy(model, x[:8]) as deployment:
+    with splitedge.deploy(model, x[:8], codec="int8") as deployment:
         splits = [option for option in deployment.options if option.route is Route.SPLIT]
         assert splits
         assert all(0 < s.bytes_up <= s.bytes_up_q95 and 0 < s.edge_s <= s.edge_s_q95 for s in splits)

@@ -222,7 +222,7 @@ def test_the_confidence_policy_keeps_its_promise_on_rows_it_has_not_seen(model, 
 
 def test_without_validation_rows_some_training_rows_are_held_out(model, data):
     train, _ = data
-    with splitedge.deploy(model, train[0][:8], exits="b", cut="b") as deployment:
+    with splitedge.deploy(model, train[0][:8], exits="b", cut="b", codec="int8") as deployment:
         report = deployment.fit(train, epochs=2, progress=False)
         assert report.split
         assert report.train_rows + report.val_rows == len(train[0])
@@ -233,7 +233,9 @@ def test_the_same_seed_gives_the_same_weights(model, data):
     train, val = data
     outputs = []
     for _ in range(2):
-        with splitedge.deploy(model, train[0][:8], exits="b", cut="b", input_codec="raw") as deployment:
+        with splitedge.deploy(
+            model, train[0][:8], exits="b", cut="b", codec="int8", input_codec="raw"
+        ) as deployment:
             deployment.fit(train, val, epochs=2, seed=3, progress=False)
             outputs.append(deployment(val[0][:5], route="exit").output)
     assert torch.equal(*outputs)
