@@ -28,8 +28,8 @@ from splitedge.codecs.uniform import MAX_STEPS, Uniform
 from splitedge.errors import CodecError
 from splitedge.learning import Schedule, Task
 
-#: Integers that a standard deviation of the latent spans at first.
-GAIN = 2.0
+#: How much faster than a weight the logarithm of a gain is trained: it has far to go, and often few steps.
+PACE = 5.0
 MOST = 1e6
 #: How a target length is steered to, each step: by the error so far, and by the error now.
 INTEGRAL, PROPORTIONAL = 0.003, 1.0
@@ -103,12 +103,17 @@ class PriorCoding(Coding):
         self.seed, self.target = seed, target
         self.register_buffer("log_weight", torch.zeros(()))
         self.prior = Prior(channels)
-        self.log_gain = nn.Parameter(torch.full((channels,), GAIN).log())
+        self.slow_log_gain = nn.Parameter(torch.zeros(channels))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def gain(self) -> torch.Tensor:
+        """Integers that a standard deviation of each channel spans, float32 (channels,); 1 at first."""
+        return (PACE * self.slow_log_gain).exp()
 
     def forward(self, z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The latent as it arrives, integers, and its code length; see `Coding`."""
-        gain = self.log_gain.exp()
+        gain = self.gain
         wide = gain.view(1, -1, *(1 for _ in z.shape[2:]))
         y = z * wide
         rounded = y + (y.round() - y).detach()
@@ -181,7 +186,7 @@ class Entropic(LatentCodec):
         )
         teacher = Teacher(task)
         epochs = train(student, teacher, task, schedule, asked.stages)
-        student.encoder = Scaled(student.encoder, coding.log_gain.detach().exp())
+        student.encoder = Scaled(student.encoder, coding.gain.detach())
         codec = cls.made(task, teacher, student, latent, integers(student, teacher, task))
         return codec, *codec.measured(teacher, task), epochs
 

@@ -61,7 +61,7 @@ BOTTLEFIT = (
 BITS_PER_KB = 8192
 #: What the published beta is multiplied by, since our distortion is a part of the teacher's energy and not a
 #: sum of squares: beta 1 then weighs a kB as much as so many times that energy.
-BETA = 1.0
+BETA = 10.0
 
 
 def rate_then_tune(rate: float) -> tuple[Stage, ...]:

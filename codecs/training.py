@@ -21,7 +21,7 @@ from torch import nn
 
 from splitedge.codec import Tensors
 from splitedge.codecs import checkpoint
-from splitedge.codecs.losses import answer_loss, distortion
+from splitedge.codecs.judging import by_accuracy, goodness, loss_of
 from splitedge.codecs.precision import channels_last, mixed, placed
 from splitedge.codecs.stages import Stage
 from splitedge.codecs.student import Coding, Student, Teacher
@@ -188,7 +188,7 @@ class _Training:
         weights: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> None:
-        student, task = self.student, self.task
+        student = self.student
         student.train()
         for name in stage.frozen:
             getattr(student, name).eval()
@@ -201,15 +201,7 @@ class _Training:
         for level in drawn:
             with mixed(self.device, self.schedule.precision):
                 found = student(reads, level)
-            loss = torch.zeros((), device=self.device)
-            if stage.distil:
-                far = distortion([found.cut, *found.taps], features)
-                loss = loss + stage.distil * far
-            if stage.answer:
-                wrong = answer_loss(found.outputs, outputs, labels, task.logits, stage.soft)
-                loss = loss + stage.answer * wrong
-            if stage.rate and found.bits is not None:
-                loss = loss + stage.rate * found.bits.mean()
+            loss = loss_of(stage, found, outputs, features, labels, self.task.logits)
             if not bool(torch.isfinite(loss)):
                 raise ConfigError("training the codec diverged; are the inputs finite and normalised?")
             (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
@@ -236,30 +228,18 @@ class _Training:
 
     @torch.no_grad()
     def _score(self, stage: Stage) -> float:
-        """How good the student is on validation rows, more is better: accuracy, or less what it was told to
-        make small where there are no classes or the rate counts."""
-        student, task = self.student, self.task
+        """How good the student is on validation rows, more is better."""
+        student, logits = self.student, self.task.logits
         student.eval()
-        aimed = student.coding.target
-        exact = task.logits is not None and (not stage.rate or aimed is not None)
+        target = student.coding.target
         total, count = 0.0, 0
         for rows in self.judged.batches(self.schedule.batch_size):
+            labels = rows.labels.to(self.device)
             with mixed(self.device, self.schedule.precision):
                 reads = self._reads(rows.inputs)
-                wanted = None if exact else self.teacher(reads)
+                wanted = None if by_accuracy(stage, logits, target) else self.teacher(reads)
                 for level in range(student.levels):
-                    found = student(reads, level)
-                    if wanted is None:
-                        assert task.logits is not None
-                        total += int((found.outputs[task.logits].argmax(1).cpu() == rows.labels).sum())
-                        if aimed is not None and found.bits is not None:  # what is too long counts less
-                            total -= max(float(found.bits.mean()) / aimed - 1, 0.0) * len(rows)
-                        continue
-                    far = distortion(
-                        [found.cut, *found.taps, *found.outputs], [wanted.cut, *wanted.taps, *wanted.outputs]
-                    )
-                    bits = float(found.bits.mean()) if found.bits is not None else 0.0
-                    total -= (float(far) + stage.rate * bits) * len(rows)
+                    total += goodness(stage, student(reads, level), wanted, labels, logits, target)
             count += len(rows) * student.levels
         return total / count
 
