@@ -26,9 +26,9 @@ class DigitNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.early = nn.Sequential(_conv(1, 16, 2), _conv(16, 16, 1))
-        self.middle = nn.Sequential(_conv(16, 32, 2), _conv(32, 32, 1))
-        self.late = nn.Sequential(_conv(32, 64, 2), _conv(64, 64, 1))
+        self.early = nn.Sequential(conv(1, 16, 2), conv(16, 16, 1))
+        self.middle = nn.Sequential(conv(16, 32, 2), conv(32, 32, 1))
+        self.late = nn.Sequential(conv(32, 64, 2), conv(64, 64, 1))
         self.classifier = nn.Linear(64, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,8 @@ class DigitNet(nn.Module):
         return logits
 
 
-def _conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def conv(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """A 3x3 convolution, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )

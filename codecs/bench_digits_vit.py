@@ -5,29 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from splitedge.codecs.bench_digits import SIDE, digit_rows, subject_of, trained
+from splitedge.codecs.bench_digits import SIDE, conv, digit_rows, subject_of, trained
 from splitedge.codecs.bench_subject import Subject
 
-WIDTH, HEADS, BLOCKS = 32, 2, 4
+WIDTH, HEADS, BLOCKS = 32, 4, 4
 
 
 class DigitViT(nn.Module):
     """float32 (N, 1, 32, 32), 0 to 1, to logits (N, 10).
 
-    64 patches of 4x4 and a class token. A few convolutions make the patches (Xiao et al., NeurIPS 2021,
-    section 4): so few rows teach a plain linear embedding too little.
+    64 patches of 4x4 and a class token. Convolutions make the patches (Xiao et al., NeurIPS 2021, section 4):
+    a plain linear embedding learns too little from so few rows.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, WIDTH, 1),
+            conv(1, 16, 2), conv(16, 32, 2), conv(32, 32, 1), nn.Conv2d(32, WIDTH, 1)
         )
         self.token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.places = nn.Parameter(torch.randn(1, (SIDE // 4) ** 2 + 1, WIDTH) * 0.02)
@@ -50,11 +44,12 @@ class DigitViT(nn.Module):
         return logits
 
 
-def digits_vit(*, seed: int = 0, epochs: int = 18) -> Subject:
+def digits_vit(*, seed: int = 0, epochs: int = 12) -> Subject:
     """The data, and the model trained on it (10 s)."""
     parts = digit_rows(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = trained(DigitViT(), parts[0], epochs, 4e-3)
-    cuts = {"early": "blocks.0", "middle": "blocks.1", "late": "blocks.2"}
-    return subject_of("digits-vit", model, parts, cuts)
+    return subject_of(
+        "digits-vit", model, parts, {"early": "blocks.0", "middle": "blocks.1", "late": "blocks.2"}
+    )

@@ -77,7 +77,8 @@ OURS = (
         for i in range(4)
     ),
     Contender("entropic", "entropic", "entropic", "ours", "early", quick=True),
-    Contender("tokens", "tokens", "tokens", "ours", "early"),
+    Contender("tokens", "tokens", "tokens", "ours", "early", quick=True),
+    Contender("tokens middle", "tokens middle", "tokens", "ours", "middle"),
 )
 
 #: Recipes of the literature: same data, budget and encoder place.

@@ -142,7 +142,7 @@ class TokenDecoder(nn.Module):
         one, to the cut's tensor, float32 (N, T, width).
         """
         z = z.transpose(1, 2)
-        x = self.maps[-1](z[:, self.first :])
+        x: torch.Tensor = self.maps[-1](z[:, self.first :])
         if self.first:
             x = torch.cat([self.maps[0](z[:, :1]), x], 1)
         mask = kept.unsqueeze(2)

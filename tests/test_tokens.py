@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import splitedge
+from splitedge.choice import choose
 from splitedge.codec import HEADER, TensorSpec, load_codec
 from splitedge.codecs.subsets import Subsets
 from splitedge.codecs.tokens import Tokens
@@ -97,9 +98,7 @@ def test_levels_are_numbers_of_tokens_and_bytes_ascend(trained, codec):
     assert how.val_bytes[0] < how.val_bytes[1] < how.val_bytes[2] <= codec.max_bytes(2)
     for level, nbytes in enumerate(how.val_bytes):
         k, left_out = KEEP[level], KEEP[level] < PLACES
-        packed = -(
-            -(1 + k + left_out) * 4 * 4 // 8
-        )  # class token, merged token, those kept: 4 codes of 4 bits
+        packed = 2 * (1 + left_out + k)  # class token, merged token, those kept: 4 codes of 4 bits each
         assert codec.max_bytes(level) == HEADER.size + packed + 2 * left_out  # 2 bytes say which tokens
         assert HEADER.size < nbytes <= codec.max_bytes(level)
     assert deployment(rows()[0][:1]).output.shape == (1, 4)
@@ -263,6 +262,12 @@ TOKENS = TensorSpec((1, 17, 16), "float32")
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(CodecError, match=message):
         Tokens.check([TOKENS], [TOKENS], **options)
+
+
+def test_a_list_of_levels_can_be_written_behind_the_name():
+    choice = choose("tokens:keep=[3,0.5],channels=4")
+    assert choice.options == {"keep": [3, 0.5], "channels": 4}
+    choice.check([TOKENS], [TOKENS])
 
 
 def test_what_holds_no_tokens_is_refused():
