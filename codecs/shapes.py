@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from splitedge.codec import TensorSpec
 from splitedge.codecs.macs import macs
@@ -30,6 +30,23 @@ SHARE = 0.05
 FEW = 1_000_000
 #: The decoder takes at most as many as the whole model, or so many.
 FEW_IN_CLOUD = 5_000_000
+
+Options = TypeVar("Options")
+
+
+def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """A dataclass of options from what a user said.
+
+    Raises:
+        CodecError: no such option, or a value out of range.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise CodecError(f"no option '{name}'.{hint} (there are {', '.join(known)})")
+    return kind(**options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +78,7 @@ class Sizes:
         Raises:
             CodecError: no such option, or a value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise CodecError(f"no option '{name}'.{hint} (there are {', '.join(known)})")
-        return cls(**options)
+        return read_options(cls, options)
 
     def __post_init__(self) -> None:
         limits = {"channels": (1, 1024), "width": (8, 1024), "blocks": (0, 16), "decoder_blocks": (0, 64)}
