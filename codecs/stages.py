@@ -45,6 +45,9 @@ DISTIL_THEN_TUNE = (
     Stage("tune", 0.8, 2e-3, answer=1.0),
 )
 
+#: An extra tail behind payloads that another task has fixed.
+TAIL = (Stage("tail", 1.0, 1e-3, answer=1.0, frozen=("encoder", "coding")),)
+
 #: SC2's CR+BQ (Matsubara et al., TMLR 2023, section 5): features distilled in one stage, in float; 8-bit
 #: codes are put in afterwards.
 CR_BQ = (Stage("distil", 1.0, 1e-3, distil=1.0, frozen=("tail",), quantised=False),)

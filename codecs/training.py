@@ -241,9 +241,9 @@ class _Training:
                         assert task.logits is not None
                         total += int((found.outputs[task.logits].argmax(1).cpu() == rows.labels).sum())
                         continue
-                    far = distortion(
-                        [found.cut, *found.taps, *found.outputs], [wanted.cut, *wanted.taps, *wanted.outputs]
-                    )
+                    far = distortion(found.outputs, wanted.outputs)
+                    if stage.distil:
+                        far = far + distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
                     bits = float(found.bits.mean()) if found.bits is not None else 0.0
                     total -= (float(far) + stage.rate * bits) * len(rows)
             count += len(rows) * student.levels

@@ -152,10 +152,16 @@ def answer_by(
     boundary = plan.boundaries_by_name()[option.cut or ""]
     source = plan.source(boundary)
     tensors, nbytes = _through(plan.codecs[boundary], option.level, reached[source], sizes)
+    tensors = answered(plan, boundary, tensors)
+    return tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option)), nbytes
+
+
+def answered(plan: Plan, boundary: int, decoded: Tensors) -> Tensors:
+    """The model's flat output from what the codec of a cut has decoded."""
     if plan.codecs[boundary].gives == "cut":
         for i in range(boundary, len(plan.boundaries)):
-            tensors = tuple(plan.segments[i](*tensors))
-    return tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option)), nbytes
+            decoded = tuple(plan.segments[i](*decoded))
+    return decoded
 
 
 def _through(codec: Codec, level: int, tensors: Tensors, sizes: bool) -> tuple[Tensors, Floats | float]:

@@ -1,14 +1,15 @@
 """Train and calibrate what a plan holds, and measure its options: the work behind `Deployment.fit`.
 
-Rows never serve two ends. Learned codecs, exits and the codecs' static ranges see the training rows. Where
-there are learned codecs, a quarter of the validation rows says when their training stops, and nothing else.
-One half of the others calibrates the confidences; the other half reports them, and chooses thresholds. The
-accuracy of an option does not depend on the calibration and is measured on both halves.
+Rows never serve two ends. Learned codecs, the extra tails behind them, exits and the codecs' static ranges
+see the training rows. Where there are learned codecs, a quarter of the validation rows says when training
+stops, and nothing else. One half of the others calibrates the confidences; the other half reports them, and
+chooses thresholds. The accuracy of an option does not depend on the calibration and is measured on both
+halves, and so are the extra tails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -31,6 +32,7 @@ from splitedge.planner import options_of
 from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
+from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, train_tails
 from splitedge.trained import train_codecs
 
 BATCH = 128
@@ -74,6 +76,7 @@ class FitReport:
         split: whether the validation rows were taken from the training rows.
         codecs: how the training of each learned codec went.
         stop_rows: validation rows that said when it stopped.
+        tails: how every extra tail learned to answer from their payloads.
     """
 
     sureness: tuple[Sureness, ...]
@@ -83,6 +86,7 @@ class FitReport:
     split: bool
     codecs: tuple[TrainedCodec, ...] = ()
     stop_rows: int = 0
+    tails: tuple[TrainedTail, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(f"{s.name} {s.path}") for s in self.sureness)
@@ -91,6 +95,7 @@ class FitReport:
         lines = [
             f"{self.train_rows} training rows, {self.val_rows} validation rows{stop}{taken}",
             *map(str, self.codecs),
+            *map(str, self.tails),
             "",
             f"{'':<{width}}  accuracy  ECE before -> after calibration",
         ]
@@ -111,14 +116,16 @@ def fit_plan(
     train: LabelledRows,
     val: LabelledRows | None,
     schedule: Schedule,
+    tail_data: Mapping[str, LabelledRows] | None = None,
 ) -> tuple[Plan, FitReport]:
-    """Train learned codecs and exits, calibrate, measure. The plan given is not changed.
+    """Train learned codecs, tails and exits, calibrate, measure. The plan given is not changed.
 
     Args:
         plan: with all its segments, of a classifier.
         train: rows for learned codecs, exits and static ranges.
         val: rows that neither the model nor an exit was trained on; None takes 30% of `train`.
         schedule: how long and where to train, and the seed of everything drawn.
+        tail_data: rows with the classes of extra tails, by their names.
 
     Raises:
         ConfigError: too few rows, labels out of range, no classifier, training diverged, or a plan that
@@ -136,10 +143,14 @@ def fit_plan(
     if val is None:
         train, val = train.divide(0.3, seed)
     coded: tuple[TrainedCodec, ...] = ()
+    tails: tuple[TrainedTail, ...] = ()
+    check_tail_data(plan, tail_data or {})
     if plan.recipes:
         val, stop = val.divide(0.25, seed + 2)
         stop_rows = len(stop)
         plan, coded = train_codecs(plan, train, stop, schedule)
+        labelled = {name: TailRows.divided(rows, seed) for name, rows in (tail_data or {}).items()}
+        plan, tails = train_tails(plan, TailRows(train, stop, val), labelled, schedule)
     report_rows, scale_rows = val.divide(0.5, seed + 1)
     epochs = EXIT_EPOCHS if schedule.epochs is None else schedule.epochs
     with _bar(schedule.progress, 5 + len(plan.exits)) as advance:
@@ -165,7 +176,7 @@ def fit_plan(
         replace(option, accuracy=evaluation.accuracy[option.name], accuracy_measured=True)
         for option in plan.options
     )
-    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows)
+    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows, tails)
     return replace(plan, options=options), report
 
 
