@@ -228,7 +228,7 @@ class LatentCodec(LearnedCodec):
         return together([program_of(cls.answering(each), specs) for each in (student, *others)], specs)
 
     def taught(self, task: Task, outputs: range, schedule: Schedule) -> tuple[Self, int]:
-        """See `LearnedCodec.taught`. The tail learns with a decoder of its own, by `stages.TAIL`."""
+        """See `LearnedCodec.taught`. A tail learns together with a decoder of its own, by `stages.TAIL`."""
         if self._decoder is None:
             raise CodecError("this half of the bundle holds no decoder; load side='cloud'")
         assert isinstance(self._decoder, Program)  # `digest_of` takes no other

@@ -46,7 +46,7 @@ DISTIL_THEN_TUNE = (
 )
 
 #: An extra tail behind payloads that another task has fixed.
-TAIL = (Stage("tail", 1.0, 1e-3, answer=1.0, frozen=("encoder", "coding")),)
+TAIL = (Stage("tail", 1.0, 2e-3, answer=1.0, frozen=("encoder", "coding")),)
 
 #: SC2's CR+BQ (Matsubara et al., TMLR 2023, section 5): features distilled in one stage, in float; 8-bit
 #: codes are put in afterwards.
