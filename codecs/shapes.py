@@ -28,8 +28,8 @@ class Sizes:
         channels: of the latent; None for about 256 values in all.
         stride: how much smaller the latent's grid is than what is read, a power of two; None by its size.
         width: channels of the encoder's last convolutions; None for the widest whose encoder takes at most
-            5% of the model's multiply-accumulates (or a million, if that is more), and never more than the
-            layers it replaces.
+            5% of the model's multiply-accumulates (or a million, if that is more; extra tails left out), and
+            never more than the layers it replaces.
         blocks, decoder_blocks: residual blocks on the latent's grid, in encoder and decoder.
     """
 
@@ -82,7 +82,7 @@ class Sizes:
             return self.width
         latent, stride = self.latent(task.reads, task.cut)
         head = macs(task.head, task.reads)
-        limit = max(SHARE * (head + macs(task.tail, task.cut)), min(head, FEW))
+        limit = max(SHARE * (head + macs(task.tail_of(), task.cut)), min(head, FEW))
         for width in WIDTHS:
             encoder = encoder_for(task.reads[0], latent, stride, width, self.blocks).eval()
             if macs([encoder], task.reads) <= limit:

@@ -80,9 +80,7 @@ def chain_of(task: Task, outputs: Sequence[int] | None = None) -> Chain:
         task: of one tail or several.
         outputs: flat outputs that it gives; None for those of the main task.
     """
-    *pieces, last = task.tail
-    assert isinstance(last, Program)
-    return Chain([*pieces, last.copy(task.main if outputs is None else outputs)], zeros(task.cut))
+    return Chain(task.tail_of(outputs), zeros(task.cut))
 
 
 def zeros(specs: Sequence[TensorSpec]) -> Tensors:

@@ -15,6 +15,7 @@ from splitedge.codec import Tensors
 from splitedge.codecs.student import Answer, Chain, Student, zeros
 from splitedge.learning import LearnedCodec
 from splitedge.program import Program
+from splitedge.taps import Tapped
 
 
 class Arrived(nn.Module):
@@ -70,5 +71,5 @@ class Listener(Student):
     def learned(self) -> Program:
         """The network as it is now."""
         (tapped,) = self.tail.parts
-        program: Program = tapped.program.copy(range(tapped.outputs))
-        return program
+        assert isinstance(tapped, Tapped)
+        return tapped.program.copy(range(tapped.outputs))

@@ -59,10 +59,8 @@ def main():
         # "odd" has labels of its own; "ink" is taught by what it says of the cut itself, which needs none.
         print(deployment.fit(train, val, epochs=args.epochs, tail_data=labels))
         result = deployment(x[SHOWN : SHOWN + 1])
-    digit, odd = result.output["main"].argmax(), result.output["odd"].argmax()
-    print(
-        f"\n{result.bytes_up} bytes sent of a {y[SHOWN]}; answers: {digit}, {'odd' if odd else 'even'}, and its ink:"
-    )
+    digit, odd = result.output["main"].argmax(), ("even", "odd")[result.output["odd"].argmax()]
+    print(f"\n{result.bytes_up} bytes sent of a {y[SHOWN]}; answers: {digit}, {odd}, and its ink:")
     for seen, found in zip(ink[SHOWN, 0], result.output["ink"][0, 0] > 0, strict=True):
         print("  ", *(".#"[int(p)] for p in seen), "  ", *(".#"[int(p)] for p in found))
 

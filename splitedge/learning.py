@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from splitedge.codec import GROUP, Codec, Tensors, TensorSpec
+from splitedge.program import Program
 from splitedge.registry import lookup
 from splitedge.rows import LabelledRows
 from splitedge.structure import Structure
@@ -73,6 +74,12 @@ class Task:
         """The flat outputs of the main task, which come first."""
         extra = {i for outputs in self.tails.values() for i in outputs}
         return [i for i in range(len(self.outputs.specs)) if i not in extra]
+
+    def tail_of(self, outputs: Sequence[int] | None = None) -> tuple[nn.Module, ...]:
+        """The tail as far as some flat outputs need it; None for those of the main task."""
+        *pieces, last = self.tail
+        assert isinstance(last, Program)  # whoever makes a task captures the model's parts
+        return (*pieces, last.copy(self.main if outputs is None else outputs))
 
 
 @dataclass(frozen=True, slots=True)

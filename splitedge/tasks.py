@@ -56,14 +56,12 @@ def task_of_tail(
         ConfigError: as for `task_of`.
     """
     task = task_of(plan, boundary, plan.source(boundary), train, val)
-    *pieces, last = task.tail
-    assert isinstance(last, Program)  # `task_of` takes no other
     answers = plan.answers.of_tail(name)
     return replace(
         task,
         outputs=answers.structure,
         logits=answers.logits if labelled else None,
-        tail=(*pieces, last.copy(plan.answers.tails[name])),
+        tail=task.tail_of(plan.answers.tails[name]),
         tails={},
     )
 
