@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPLITEDGE_DATA") or ROOT.parent / "shared" / "data")
-VALIDATION = 5000
+VALIDATION = 2000
 
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def cifar10(data: Path, train_rows: int | None) -> Subject:
-    """ResNet-56 on normalised images, with the last 5,000 training images held out to validate on.
+    """ResNet-56 on normalised images, with the last 2,000 training images held out to validate on.
 
     The published weights have seen those too, so that accuracy on them is high; it only says when to stop.
     """
@@ -78,7 +78,7 @@ def cifar10(data: Path, train_rows: int | None) -> Subject:
         train=_rows(normalise(x[:most]), y[:most]),
         val=_rows(normalise(x[-VALIDATION:]), y[-VALIDATION:]),
         test=_rows(normalise(test_x), test_y),
-        cuts={"early": "layer1", "middle": "layer2", "late": "layer3"},
+        cuts={"early": "layer1", "middle": "layer2", "late": "layer3", "learned": "layer3.0"},
         raw_bytes=x[0].numel(),
         # 0 and 255 of each channel: the image codecs then see the very pixels of the files.
         value_range=(_ends(0.0, MEAN, STD), _ends(1.0, MEAN, STD)),

@@ -150,16 +150,16 @@ def _placed(
         found = kept(place, boundaries[source].specs, {"cut": boundaries[cut].specs, "output": outputs})
         schedule = replace(schedule, checkpoint=place / "checkpoint")
     if found is not None:
-        return Placed(found.codec, source, cut, found.train_s, found.epochs)
+        return Placed(found.codec, source, cut, found.train_s, found.epochs, found.val_accuracy)
     _check(kind, contender, divided, source, cut)
     say(f"{contender.name}: training")
     start = time.perf_counter()
-    codec, _, _, epochs = kind.train(divided.task(source, cut), schedule, **contender.options)
+    codec, reached, _, epochs = kind.train(divided.task(source, cut), schedule, **contender.options)
     seconds = time.perf_counter() - start
     codec.to(torch.device("cpu"))
     if place is not None:
-        keep(place, codec, seconds, epochs)
-    return Placed(codec, source, cut, seconds, epochs)
+        keep(place, codec, seconds, epochs, reached)
+    return Placed(codec, source, cut, seconds, epochs, reached)
 
 
 def _check(kind: type[LearnedCodec], contender: Contender, divided: Divided, source: int, cut: int) -> None:

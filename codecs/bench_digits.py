@@ -54,7 +54,7 @@ def digits(*, seed: int = 0, epochs: int = 15) -> Subject:
         train=parts[0],
         val=parts[1],
         test=parts[2],
-        cuts={"early": "early", "middle": "middle", "late": "late"},
+        cuts={"early": "early", "middle": "middle", "late": "late", "learned": "middle"},
         raw_bytes=SIDE * SIDE,
         value_range=(0.0, 1.0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -83,8 +84,10 @@ def _target_framed(outcome: Outcome, most: int) -> Figure:
 
 
 def _best(outcome: Outcome, fits: Callable[[Point], bool]) -> Point | None:
+    """Ours that did best on the validation rows, of those that fit."""
     ours = [p for p in outcome.points if p.kind == "ours" and p.macs_share <= MOST_MACS and fits(p)]
-    return max(ours, key=lambda p: p.accuracy, default=None)
+    chosen = [p for p in ours if not math.isnan(p.val_accuracy)]
+    return max(chosen, key=lambda p: p.val_accuracy, default=None)
 
 
 def _loss(outcome: Outcome, point: Point) -> float:

@@ -88,6 +88,7 @@ class Divided:
             place: self.pieces.index[graph.cut(path).name] for place, path in subject.cuts.items()
         }
         self._places["input"] = 0
+        self._tasks: dict[tuple[int, int], Task] = {}
         self.model_macs = macs(self.between(0, None), self.pieces.inputs.specs)
         self.model_kib = sum(map(kib, self.between(0, None)))
 
@@ -114,10 +115,13 @@ class Divided:
         return 0
 
     def task(self, source: int, cut: int) -> Task:
-        """What a learned codec is trained on."""
+        """What a learned codec is trained on; the same for the same places."""
+        if (source, cut) in self._tasks:
+            return self._tasks[source, cut]
         pieces, subject = self.pieces, self.subject
         plan = Plan(pieces.inputs, Answers(pieces.outputs), pieces.boundaries, pieces.segments, (), {})
-        return task_of(plan, cut, source, subject.train, subject.val)
+        task = self._tasks[source, cut] = task_of(plan, cut, source, subject.train, subject.val)
+        return task
 
     def plain(self, contender: Contender) -> Codec:
         """A codec that needs no training, its static ranges from training rows.

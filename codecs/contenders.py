@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["ours", "published", "baseline"]
-#: Places that every subject of the bench names in its own model: its input, and three cuts in order.
-Place = Literal["input", "early", "middle", "late"]
+#: Places that every subject of the bench names in its own model: its input, three cuts in order, and the cut
+#: that learned codecs reproduce.
+Place = Literal["input", "early", "middle", "late", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Contender:
         family: contenders of one family make a curve.
         codec: registered name.
         kind: ours, published (a recipe of the literature, trained in the same run) or baseline.
-        cut: where it stands; what a learned codec reproduces, while it reads the model's input.
+        cut: where it stands, or what a learned codec reproduces, while it reads the model's input.
         options: of the codec.
         quick: whether it takes part in `--quick`.
         dedicated: number of the level of family `slimmable` that this contender was made for alone; the
@@ -40,14 +41,14 @@ class Contender:
 QUALITIES = (1, 5, 10, 20, 30, 50, 70, 80, 90, 95)
 
 
-def bottleneck(name: str, **options: Any) -> Contender:
-    """One of ours, at the early cut."""
-    return Contender(name, "bottleneck", "bottleneck", "ours", "early", options)
+def bottleneck(name: str, *, quick: bool = False, **options: Any) -> Contender:
+    """One of ours."""
+    return Contender(name, "bottleneck", "bottleneck", "ours", "learned", options, quick)
 
 
 def recipe(name: str, family: str, codec: str, **options: Any) -> Contender:
     """A published one, at the same cut."""
-    return Contender(name, family, codec, "published", "early", options)
+    return Contender(name, family, codec, "published", "learned", options)
 
 
 #: Without training. Images first: they are what a learned codec has to beat.
@@ -66,18 +67,16 @@ BASELINES = (
 OURS = (
     bottleneck("bottleneck 2x2", channels=2, bits=2),
     bottleneck("bottleneck 4x2", channels=4, bits=2),
-    Contender(
-        "bottleneck 4x3", "bottleneck", "bottleneck", "ours", "early", {"channels": 4, "bits": 3}, quick=True
-    ),
+    bottleneck("bottleneck 4x3", quick=True, channels=4, bits=3),
     bottleneck("bottleneck 4x4", channels=4, bits=4),
     bottleneck("bottleneck 8x4", channels=8, bits=4),
-    Contender("slimmable", "slimmable", "slimmable", "ours", "early", quick=True),
+    Contender("slimmable", "slimmable", "slimmable", "ours", "learned", quick=True),
     *(
-        Contender(f"dedicated {i}", "dedicated", "slimmable", "ours", "early", {"only": i}, dedicated=i)
+        Contender(f"dedicated {i}", "dedicated", "slimmable", "ours", "learned", {"only": i}, dedicated=i)
         for i in range(4)
     ),
-    Contender("entropic", "entropic", "entropic", "ours", "early", quick=True),
-    Contender("tokens", "tokens", "tokens", "ours", "early"),
+    Contender("entropic", "entropic", "entropic", "ours", "learned", quick=True),
+    Contender("tokens", "tokens", "tokens", "ours", "learned"),
 )
 
 #: Recipes of the literature: same data, budget and encoder place.

@@ -35,11 +35,12 @@ _COLUMNS = ("payload", "framed", "correct")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A codec that was read, with the seconds and epochs its training took."""
+    """A codec that was read, with the seconds and epochs its training took and what it reached."""
 
     codec: Codec
     train_s: float
     epochs: int
+    val_accuracy: tuple[float, ...]
 
 
 def folder(root: Path, contender: Contender, *conditions: object) -> Path:
@@ -49,7 +50,7 @@ def folder(root: Path, contender: Contender, *conditions: object) -> Path:
     return root / f"{slug}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
-def keep(place: Path, codec: Codec, train_s: float, epochs: int) -> None:
+def keep(place: Path, codec: Codec, train_s: float, epochs: int, val_accuracy: Sequence[float]) -> None:
     """Write a codec.
 
     Raises:
@@ -72,6 +73,7 @@ def keep(place: Path, codec: Codec, train_s: float, epochs: int) -> None:
         "decoder": state.decoder is not None,
         "train_s": train_s,
         "epochs": epochs,
+        "val_accuracy": list(val_accuracy),
     }
     # Last: a folder with this file is complete.
     _index(place).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -99,7 +101,8 @@ def kept(place: Path, reads: Sequence[TensorSpec], gives: Mapping[str, Sequence[
             Program.load(place / "decoder") if content["decoder"] else None,
         )
         codec = _fitting(str(content["name"]), state, reads, gives, str(content["id"]))
-        return Kept(codec, float(content["train_s"]), int(content["epochs"]))
+        reached = tuple(map(float, content["val_accuracy"]))
+        return Kept(codec, float(content["train_s"]), int(content["epochs"]), reached)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, CodecError, BundleError) as error:
         raise BundleError(f"{place}: the kept codec can not be read ({error}); delete the folder") from error
 

@@ -36,6 +36,7 @@ class Placed:
         cut: boundary whose tensors its decoder gives, where it gives a cut's.
         train_s: seconds of training.
         epochs: of training.
+        val_accuracy: by level, after training.
     """
 
     codec: Codec
@@ -43,6 +44,7 @@ class Placed:
     cut: int
     train_s: float = 0.0
     epochs: int = 0
+    val_accuracy: tuple[float, ...] = ()
 
 
 def measure(
@@ -78,6 +80,7 @@ def measure(
                 unpack_s=times.unpack,
                 train_s=placed.train_s,
                 epochs=placed.epochs,
+                val_accuracy=placed.val_accuracy[level] if placed.val_accuracy else float("nan"),
             )
         )
     return points

@@ -51,6 +51,8 @@ class Point:
         pack_s, unpack_s: the same without the networks: quantising, coding, headers.
         train_s: seconds of training; 0 for what needs none.
         epochs: of training, over all stages.
+        val_accuracy: on the rows that chose when to stop; NaN for what is not trained. What is picked among
+            contenders is picked by this, never by the test set.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Point:
     unpack_s: float
     train_s: float = 0.0
     epochs: int = 0
+    val_accuracy: float = float("nan")
 
     def __post_init__(self) -> None:
         if not len(self.payload) == len(self.framed) == len(self.correct) > 0:

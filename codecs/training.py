@@ -25,7 +25,7 @@ from splitedge.codecs.losses import answer_loss, distortion
 from splitedge.codecs.precision import channels_last, mixed
 from splitedge.codecs.stages import Stage
 from splitedge.codecs.student import Coding, Student, Teacher
-from splitedge.codecs.views import Views
+from splitedge.codecs.views import views_of
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
 from splitedge.placing import device_named
@@ -86,7 +86,7 @@ class _Training:
         self.student, self.teacher, self.task = student, teacher, task
         self.schedule, self.stages = schedule, stages
         self.device = device_named(schedule.device)
-        self.views = Views(task.train, schedule)
+        self.views = views_of(task, schedule)
         by_default = max(EPOCHS, -(-STEPS // max(self.views.steps, 1)))
         self.total = by_default if schedule.epochs is None else max(schedule.epochs, 1)
         self.judged = task.val.first(JUDGED_ROWS)
@@ -187,7 +187,7 @@ class _Training:
         weights: Sequence[torch.Tensor],
         generator: torch.Generator,
     ) -> None:
-        student, teacher, task = self.student, self.teacher, self.task
+        student, task = self.student, self.task
         student.train()
         for name in stage.frozen:
             getattr(student, name).eval()
@@ -196,17 +196,13 @@ class _Training:
         drawn = student.draw(generator)
         with mixed(self.device, self.schedule.precision):
             reads = self._reads(inputs)
-            if stage.distil:
-                wanted = teacher(reads)
-                outputs = wanted.outputs
-            else:
-                outputs = self.views.answers(key, lambda: teacher(reads).outputs)
+            outputs, features = self._wanted(stage, key, reads)
         for level in drawn:
             with mixed(self.device, self.schedule.precision):
                 found = student(reads, level)
             loss = torch.zeros((), device=self.device)
             if stage.distil:
-                far = distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
+                far = distortion([found.cut, *found.taps], features)
                 loss = loss + stage.distil * far
             if stage.answer:
                 wrong = answer_loss(found.outputs, outputs, labels, task.logits, stage.soft)
@@ -218,6 +214,20 @@ class _Training:
             (loss / len(drawn)).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(weights, 5.0)
         optimiser.step()
+
+    def _wanted(self, stage: Stage, key: tuple[int, int], reads: torch.Tensor) -> tuple[Tensors, Tensors]:
+        """The teacher's outputs and, where the stage distils, its cut and taps."""
+        if not stage.distil:
+            outputs = self.views.answers(key, "outputs", lambda: self.teacher(reads).outputs)
+            return tuple(t.to(self.device) for t in outputs), ()
+
+        def ask() -> Tensors:
+            said = self.teacher(reads)
+            return (*said.outputs, said.cut, *said.taps)
+
+        said = tuple(t.to(self.device) for t in self.views.answers(key, "all", ask))
+        count = len(self.task.main)
+        return said[:count], said[count:]
 
     def _reads(self, inputs: Tensors) -> torch.Tensor:
         (reads,) = channels_last((self.teacher.reads(tuple(t.to(self.device) for t in inputs)),))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import psutil
 import torch
 
 from splitedge.codec import Tensors
 from splitedge.codecs.augment import augment_of
-from splitedge.learning import Schedule
+from splitedge.learning import Schedule, Task
 from splitedge.rows import LabelledRows
 
-VIEWS = 8
-#: Bytes that the kept outputs of a teacher may take; beyond that it answers anew every time.
-MOST_KEPT = 256 << 20
+VIEWS = 6
+#: Part of the memory that is free at the start that a teacher's answers may take; what finds no room is asked
+#: for anew every time.
+SHARE = 0.25
+#: Values a row beyond which a tensor is kept in 8 bits.
+SMALL = 1024
+
+#: A tensor as it is kept: itself, or its codes and their step.
+_Kept = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class Views:
@@ -23,6 +30,8 @@ class Views:
     costs what the student costs. An epoch depends on its number alone: training that goes on from a
     checkpoint sees what it would have seen.
 
+    Use `views_of`: several trainings on one task then ask its teacher once.
+
     Args:
         rows: to train on.
         schedule: batch size, seed and augmentation.
@@ -30,8 +39,8 @@ class Views:
 
     def __init__(self, rows: LabelledRows, schedule: Schedule) -> None:
         self._rows, self._schedule = rows, schedule
-        self._kept: dict[tuple[int, int], Tensors] = {}
-        self._bytes = 0
+        self._kept: dict[tuple[int, int, str], tuple[_Kept, ...]] = {}
+        self._room = int(SHARE * psutil.virtual_memory().available)
 
     @property
     def steps(self) -> int:
@@ -53,13 +62,47 @@ class Views:
             inputs = augment_of(schedule.augment, rows.inputs)(rows.inputs, generator)
             yield (view, start), inputs, rows.labels
 
-    def answers(self, key: tuple[int, int], ask: Callable[[], Tensors]) -> Tensors:
-        """The teacher's flat outputs for the batch of this key, asked for once where there is room."""
-        if key in self._kept:
-            return self._kept[key]
-        found = ask()
-        size = sum(t.numel() * t.element_size() for t in found)
-        if self._bytes + size <= MOST_KEPT:
-            self._bytes += size
-            self._kept[key] = tuple(t.detach().clone() for t in found)
-        return found
+    def answers(self, key: tuple[int, int], what: str, ask: Callable[[], Tensors]) -> Tensors:
+        """What the teacher says to the batch of this key, on the CPU where it was kept.
+
+        Large float tensors are kept as 8-bit codes over their range, an error of 0.2% of the extreme, far
+        below what a student misses them by.
+
+        Args:
+            key: of the batch, as `epoch` gives it.
+            what: name of what is asked for.
+            ask: asks the teacher.
+        """
+        found = self._kept.get((*key, what))
+        if found is not None:
+            return tuple(t if isinstance(t, torch.Tensor) else _restored(*t) for t in found)
+        said = ask()
+        size = sum(t.numel() if _large(t) else t.numel() * t.element_size() for t in said)
+        if size <= self._room:
+            self._room -= size
+            self._kept[(*key, what)] = tuple(_coded(t) if _large(t) else t.detach().cpu() for t in said)
+        return said
+
+
+def views_of(task: Task, schedule: Schedule) -> Views:
+    """Views of a task's training rows; those of an earlier training under the same schedule, if any."""
+    alike = (schedule.batch_size, schedule.seed, schedule.augment, schedule.precision, schedule.device)
+    found = task.memory.get(alike)
+    if not isinstance(found, Views):
+        found = task.memory[alike] = Views(task.train, schedule)
+    return found
+
+
+def _large(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > SMALL * len(tensor)
+
+
+def _coded(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    lo, hi = tensor.detach().float().aminmax()
+    step = ((hi - lo) / 255).clamp_min(1e-12)
+    codes = ((tensor.detach().float() - lo) / step).round().to(torch.uint8)
+    return codes.cpu(), torch.stack([lo, step]).cpu()
+
+
+def _restored(codes: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    return codes.to(torch.float32).mul_(ends[1]).add_(ends[0])

@@ -32,7 +32,7 @@ from splitedge.planner import options_of
 from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
-from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, train_tails
+from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, shared, train_tails
 from splitedge.trained import train_codecs
 
 BATCH = 128
@@ -148,9 +148,10 @@ def fit_plan(
     if plan.recipes:
         val, stop = val.divide(0.25, seed + 2)
         stop_rows = len(stop)
-        plan, coded = train_codecs(plan, train, stop, schedule)
+        for_codecs, for_tail = shared(schedule, plan)
+        plan, coded = train_codecs(plan, train, stop, for_codecs)
         labelled = {name: TailRows.divided(rows, seed) for name, rows in (tail_data or {}).items()}
-        plan, tails = train_tails(plan, TailRows(train, stop, val), labelled, schedule)
+        plan, tails = train_tails(plan, TailRows(train, stop, val), labelled, for_tail)
     report_rows, scale_rows = val.divide(0.5, seed + 1)
     epochs = EXIT_EPOCHS if schedule.epochs is None else schedule.epochs
     with _bar(schedule.progress, 5 + len(plan.exits)) as advance:

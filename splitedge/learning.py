@@ -56,6 +56,7 @@ class Task:
         train: rows to train on.
         val: rows that choose when to stop; never the rows that a result is reported on.
         tails: which flat outputs each extra tail gives, by name; empty where the model has one task.
+        memory: what trainers keep between several trainings on this one task, by keys of their own.
     """
 
     reads: tuple[TensorSpec, ...]
@@ -68,6 +69,7 @@ class Task:
     train: LabelledRows
     val: LabelledRows
     tails: Mapping[str, range] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def main(self) -> list[int]:

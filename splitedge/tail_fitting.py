@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from splitedge.choice import Choice
 from splitedge.codec import Codec, Tensors
 from splitedge.errors import ConfigError
 from splitedge.evaluation import answered, boundaries_of
@@ -21,7 +22,6 @@ from splitedge.plan import Plan
 from splitedge.rows import LabelledRows
 from splitedge.segments import Answers
 from splitedge.tasks import task_of_tail
-from splitedge.trained import share
 
 BATCH = 128
 
@@ -137,22 +137,35 @@ def check_tail_data(plan: Plan, given: Mapping[str, LabelledRows]) -> None:
             raise ConfigError(f"tail_data of '{name}': labels lie between 0 and {classes - 1}")
 
 
+def shared(schedule: Schedule, plan: Plan) -> tuple[Schedule, Schedule]:
+    """What the learned codecs of a plan have of a schedule together, and what each tail behind one of them.
+
+    Of a budget every codec and every tail that learns has the same part.
+    """
+    if schedule.budget_s is None:
+        return schedule, schedule
+    kinds = [Choice(recipe.name).learned for recipe in plan.recipes.values()]
+    teachable = sum(kind is not None and kind.gives == "output" for kind in kinds)
+    part = schedule.budget_s / max(len(kinds) + teachable * len(plan.answers.tails), 1)
+    return replace(schedule, budget_s=part * len(kinds)), replace(schedule, budget_s=part)
+
+
 def train_tails(
     plan: Plan, rows: TailRows, labelled: Mapping[str, TailRows], schedule: Schedule
 ) -> tuple[Plan, tuple[TrainedTail, ...]]:
-    """The plan with every extra tail taught behind every learned codec; a budget is shared as `share` says.
+    """The plan with every extra tail taught behind every learned codec.
 
     Args:
         plan: with all its segments, its learned codecs trained; not changed.
         rows: of the main task, for the tails without labels.
         labelled: rows of a tail's own, by its name.
-        schedule: for each tail.
+        schedule: for each tail behind each codec.
 
     Raises:
         ConfigError: training diverged, or the device is not there.
     """
     codecs, found = dict(plan.codecs), []
-    for boundary in sorted(plan.recipes):
+    for boundary in sorted(cut for cut in plan.recipes if codecs[cut].learned):
         for name in plan.answers.tails:
             mine = labelled.get(name, rows)
             codecs[boundary], how = _teach(plan, boundary, codecs[boundary], name, mine, schedule)
@@ -164,10 +177,13 @@ def _teach(
     plan: Plan, boundary: int, codec: Codec, name: str, rows: TailRows, schedule: Schedule
 ) -> tuple[Codec, TrainedTail]:
     assert isinstance(codec, LearnedCodec)  # `train_codecs` has put it there
+    if schedule.checkpoint is not None:
+        directory = schedule.checkpoint / f"cut-{boundary}" / f"tail-{name}"
+        schedule = replace(schedule, checkpoint=directory)
     task = task_of_tail(plan, boundary, name, rows.train, rows.stop, labelled=rows.labelled)
     before, whole = _scores(plan, boundary, codec, name, rows)
     start = time.perf_counter()
-    taught, epochs = codec.taught(task, plan.answers.tails[name], share(schedule, plan, boundary, name))
+    taught, epochs = codec.taught(task, plan.answers.tails[name], schedule)
     seconds = time.perf_counter() - start
     after, _ = _scores(plan, boundary, taught, name, rows)
     return taught, TrainedTail(

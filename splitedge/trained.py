@@ -46,13 +46,13 @@ def with_codec(plan: Plan, choice: Choice) -> Plan:
 def train_codecs(
     plan: Plan, train: LabelledRows, stop: LabelledRows, schedule: Schedule
 ) -> tuple[Plan, tuple[TrainedCodec, ...]]:
-    """The plan with every recipe's codec trained and its options in the table; extra tails as they are.
+    """The plan with every recipe's codec trained and its options in the table; a budget is shared evenly.
 
     Args:
         plan: with all its segments; not changed.
         train: rows to train on.
         stop: rows that choose when to stop, and serve no other end.
-        schedule: for all codecs and tails; `share` says what each training has of it.
+        schedule: for all codecs.
 
     Raises:
         ConfigError: the plan lacks a part of the model, training diverged, or the device is not there.
@@ -86,29 +86,19 @@ def _train_one(
         raise ConfigError(f"codec '{recipe.name}' is not learned by training; deploy the model again")
     task = task_of(plan, boundary, recipe.source, train, stop)
     start = time.perf_counter()
-    codec, right, sizes, epochs = kind.train(task, share(schedule, plan, boundary), **recipe.options)
+    codec, right, sizes, epochs = kind.train(
+        task, _share(schedule, boundary, len(plan.recipes)), **recipe.options
+    )
     codec.to(torch.device("cpu"))
     seconds = time.perf_counter() - start
     name = plan.boundaries[boundary].name
     return codec, TrainedCodec(recipe.name, name, epochs, seconds, right, sizes, teacher)
 
 
-def share(schedule: Schedule, plan: Plan, boundary: int, tail: str | None = None) -> Schedule:
-    """What one training has of a schedule: an even part of the budget, and a directory of its own.
-
-    Args:
-        schedule: for all of a plan.
-        plan: whose learned codecs are trained, one after the other, and their extra tails.
-        boundary: where the codec stands.
-        tail: an extra tail behind it; None for the codec itself.
-    """
-    tails = len(plan.answers.tails)
-    kinds = [Choice(recipe.name).learned for recipe in plan.recipes.values()]
-    trainings = sum(1 + tails * (kind is not None and kind.gives == "output") for kind in kinds)
-    budget = None if schedule.budget_s is None else schedule.budget_s / trainings
+def _share(schedule: Schedule, boundary: int, codecs: int) -> Schedule:
+    """One codec's part of a schedule: of the budget, and a directory of its own."""
+    budget = None if schedule.budget_s is None else schedule.budget_s / codecs
     directory = None if schedule.checkpoint is None else schedule.checkpoint / f"cut-{boundary}"
-    if directory is not None and tail is not None:
-        directory = directory / f"tail-{tail}"
     return replace(schedule, budget_s=budget, checkpoint=directory)
 
 

@@ -73,7 +73,11 @@ def test_learns():
         nn.functional.cross_entropy(model(images), labels).backward()
         optimiser.step()
     deployment = splitedge.deploy(
-        model.eval(), images[:4], codec="bottleneck:bits=2,channels=4", cut="1", policy="static:split"
+        model.eval(),
+        images[:4],
+        codec="bottleneck:bits=2,channels=4,width=16",
+        cut="1",
+        policy="static:split",
     )
     report = deployment.fit(
         (images[:192], labels[:192]), (images[192:], labels[192:]), epochs=40, progress=False
