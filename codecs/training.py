@@ -150,7 +150,8 @@ class _Training:
             kept = checkpoint.restore(tensors, student, optimiser)
         else:
             kept = _weights(student)
-            at.best = self._score(stage) if stage is not self.stages[0] else None
+            anew = stage is self.stages[0] and "encoder" not in stage.frozen  # from random weights
+            at.best = None if anew else self._score(stage)
         seconds = math.inf if schedule.budget_s is None else schedule.budget_s * stage.share
         began = time.monotonic() - at.seconds
         clock = _Clock(max(epochs * self.views.steps, 1), seconds, at.done, began)
