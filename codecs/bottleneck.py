@@ -118,7 +118,7 @@ class Bottleneck(LatentCodec):
         student = Student(
             encoder_for(task.reads[0], latent, stride, asked.width_for(task), asked.blocks),
             coding := UniformCoding(latent.channels, asked.code_bits),
-            decoder_for(latent, task.cut[0], asked.decoder_blocks),
+            decoder_for(latent, task.cut[0], asked.decoder_blocks, asked.decoder_width_for(task)),
             chain_of(task),
         )
         teacher = Teacher(task)

@@ -75,7 +75,10 @@ OURS = (
         Contender(f"dedicated {i}", "dedicated", "slimmable", "ours", "learned", {"only": i}, dedicated=i)
         for i in range(4)
     ),
-    Contender("entropic", "entropic", "entropic", "ours", "learned", quick=True),
+    *(
+        Contender(f"entropic {n} B", "entropic", "entropic", "ours", "learned", {"nbytes": n, "channels": 8})
+        for n in (31, 44, 62, 92)
+    ),
     Contender("tokens", "tokens", "tokens", "ours", "learned"),
 )
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from splitedge.codec import CodecState, Gives, Network, Tensors, TensorSpec
+from splitedge.codec import DTYPES, CodecState, Gives, Network, Tensors, TensorSpec
 from splitedge.codecs.nets import Latent, fused
 from splitedge.codecs.range_coder import RangeCoder
 from splitedge.codecs.stages import TAIL
@@ -306,9 +306,9 @@ def program_of(network: nn.Module, specs: Sequence[TensorSpec]) -> Program:
     """A trained network as it is kept and shipped."""
     generator = torch.Generator().manual_seed(0)
     examples = tuple(
-        torch.randn(spec.shape_at(4), generator=generator)
-        if spec.dtype == "float32"
-        else torch.zeros(spec.shape_at(4), dtype=torch.int64)
+        torch.randn(spec.shape_at(4), generator=generator).to(DTYPES[spec.dtype])
+        if spec.dtype.startswith("float")
+        else torch.zeros(spec.shape_at(4), dtype=DTYPES[spec.dtype])
         for spec in specs
     )
     network.requires_grad_(False).eval()

@@ -9,7 +9,17 @@ from typing import Any, Self
 
 from splitedge.codec import TensorSpec
 from splitedge.codecs.macs import macs
-from splitedge.codecs.nets import WIDTHS, Latent, default_stride, encoder_for, latent_of, the_one
+from splitedge.codecs.nets import (
+    WIDTHS,
+    Latent,
+    cut_spec,
+    decoder_for,
+    decoder_widths,
+    default_stride,
+    encoder_for,
+    latent_of,
+    read_spec,
+)
 from splitedge.errors import CodecError
 from splitedge.learning import Task
 
@@ -18,6 +28,8 @@ STRIDES = (1, 2, 4, 8, 16)
 SHARE = 0.05
 #: Below so many multiply-accumulates there is little left to save: a Raspberry Pi does them in a millisecond.
 FEW = 1_000_000
+#: The decoder takes at most as many as the whole model, or so many.
+FEW_IN_CLOUD = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +37,14 @@ class Sizes:
     """Options that all latent codecs share.
 
     Attributes:
-        channels: of the latent; None for about 256 values in all.
+        channels: of the latent; None for about 256 values in all, at most half as many as are read.
         stride: how much smaller the latent's grid is than what is read, a power of two; None by its size.
         width: channels of the encoder's last convolutions; None for the widest whose encoder takes at most
             5% of the model's multiply-accumulates (or a million, if that is more; extra tails left out), and
             never more than the layers it replaces.
         blocks, decoder_blocks: residual blocks on the latent's grid, in encoder and decoder.
+        decoder_width: channels of the decoder's convolutions; None for 96, or the cut's up to 256, or
+            less for a small model.
     """
 
     channels: int | None = None
@@ -38,6 +52,7 @@ class Sizes:
     width: int | None = None
     blocks: int = 1
     decoder_blocks: int = 3
+    decoder_width: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -56,9 +71,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         limits = {"channels": (1, 1024), "width": (8, 1024), "blocks": (0, 16), "decoder_blocks": (0, 64)}
+        limits["decoder_width"] = (8, 1024)
         for name, (least, most) in limits.items():
             value = getattr(self, name)
-            if value is None and name in ("channels", "width"):
+            if value is None and name in ("channels", "width", "decoder_width"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise CodecError(f"{name} is a whole number from {least} to {most}, got {value}")
@@ -71,8 +87,8 @@ class Sizes:
         Raises:
             CodecError: no bottleneck can stand there.
         """
-        source = the_one(reads, "what the encoder reads")
-        the_one(cut, "the cut")
+        source = read_spec(reads)
+        cut_spec(cut)
         stride = default_stride(source) if self.stride is None else self.stride
         return latent_of(source, stride, self.channels), stride
 
@@ -88,3 +104,18 @@ class Sizes:
             if macs([encoder], task.reads) <= limit:
                 return width
         return WIDTHS[-1]
+
+    def decoder_width_for(self, task: Task) -> int:
+        """As asked for; else what `decoder_for` takes, or less for a small model, so that what
+        is saved on the edge is not spent many times over in the cloud.
+        """
+        if self.decoder_width is not None:
+            return self.decoder_width
+        latent, _ = self.latent(task.reads, task.cut)
+        limit = max(macs(task.head, task.reads) + macs(task.tail_of(), task.cut), FEW_IN_CLOUD)
+        widths = decoder_widths(latent, task.cut[0])
+        for width in widths:
+            decoder = decoder_for(latent, task.cut[0], self.decoder_blocks, width).eval()
+            if macs([decoder], (latent.spec,)) <= limit:
+                return width
+        return widths[-1]

@@ -42,9 +42,11 @@ class Coding(nn.Module):
 
     Attributes:
         quantised: whether the deployed quantiser runs; a stage says so.
+        target: bits of a row that training aims at; None where nothing is aimed at.
     """
 
     quantised: bool = True
+    target: float | None = None
 
     def forward(self, z: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float32 latent (N, channels, *grid) to the same as it arrives, and bits of every row or None."""
@@ -97,7 +99,7 @@ class Student(nn.Module):
 
     levels: int = 1
 
-    def __init__(self, encoder: nn.Module, coding: nn.Module, decoder: nn.Module, tail: Chain) -> None:
+    def __init__(self, encoder: nn.Module, coding: Coding, decoder: nn.Module, tail: Chain) -> None:
         super().__init__()
         self.encoder, self.coding, self.decoder, self.tail = encoder, coding, decoder, tail
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from splitedge.codec import Tensors
-from splitedge.codecs.student import Answer, Chain, Student, zeros
+from splitedge.codecs.student import Answer, Chain, Coding, Student, zeros
 from splitedge.learning import LearnedCodec
 from splitedge.program import Program
 from splitedge.taps import Tapped
 
 
-class Arrived(nn.Module):
-    """What a deployed codec's payloads bring: its own encoder, quantiser and coder, there and back.
+class Arriving(Coding):
+    """A deployed codec with its own encoder, quantiser and coder, there and back; nothing of it is trained.
 
     Args:
         codec: with its encoder.
@@ -33,8 +33,12 @@ class Arrived(nn.Module):
         """What a checkpoint is told apart by."""
         return self._codec.id
 
-    def forward(self, reads: torch.Tensor, level: int) -> Tensors:
-        """What the encoder reads to what is unpacked, as the codec's `unpacked_specs` say."""
+    def forward(self, z: torch.Tensor, level: int) -> tuple[torch.Tensor, None]:
+        """What the encoder reads to the first tensor that arrives; see `Coding`."""
+        return self.unpacked(z, level)[0], None
+
+    def unpacked(self, reads: torch.Tensor, level: int) -> Tensors:
+        """What the encoder reads to all that arrives, as the codec's `unpacked_specs` say."""
         self._codec.to(reads.device)
         with torch.autocast(reads.device.type, enabled=False):  # the edge computes in float32
             values = self._codec.unpack(self._codec.encode((reads.float(),), level))
@@ -52,7 +56,7 @@ class Listener(Student):
 
     def __init__(self, codec: LearnedCodec, network: Program) -> None:
         tail = Chain([network], zeros(codec.unpacked_specs))
-        super().__init__(nn.Identity(), Arrived(codec), nn.Identity(), tail)
+        super().__init__(nn.Identity(), Arriving(codec), nn.Identity(), tail)
         self.levels = len(codec.levels)
 
     def draw(self, generator: torch.Generator) -> Sequence[int]:
@@ -64,7 +68,8 @@ class Listener(Student):
 
     def forward(self, reads: torch.Tensor, level: int = 0) -> Answer:
         """The tail's answer to what arrives; taps there are none, nor a cut."""
-        arrived = self.coding(reads, level)
+        assert isinstance(self.coding, Arriving)
+        arrived = self.coding.unpacked(reads, level)
         outputs, _ = self.tail(*arrived)
         return Answer(arrived[0], outputs, ())
 

@@ -240,7 +240,8 @@ class _Training:
         make small where there are no classes or the rate counts."""
         student, task = self.student, self.task
         student.eval()
-        exact = task.logits is not None and not stage.rate
+        aimed = student.coding.target
+        exact = task.logits is not None and (not stage.rate or aimed is not None)
         total, count = 0.0, 0
         for rows in self.judged.batches(self.schedule.batch_size):
             with mixed(self.device, self.schedule.precision):
@@ -251,6 +252,8 @@ class _Training:
                     if wanted is None:
                         assert task.logits is not None
                         total += int((found.outputs[task.logits].argmax(1).cpu() == rows.labels).sum())
+                        if aimed is not None and found.bits is not None:  # what is too long counts less
+                            total -= max(float(found.bits.mean()) / aimed - 1, 0.0) * len(rows)
                         continue
                     far = distortion(found.outputs, wanted.outputs)
                     if stage.distil:

@@ -364,8 +364,9 @@ class Pacer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A peer that goes away is no fault of ours; anything else is, and is raised.
-        with contextlib.suppress(ConnectionError, TimeoutError), _closing(writer):
+        # A peer that goes away is no fault of ours (ENOTCONN is an OSError and no ConnectionError); anything
+        # but a socket's error is, and is raised.
+        with contextlib.suppress(OSError), _closing(writer):
             try:
                 async with asyncio.timeout(CONNECT_S):
                     far_reader, far_writer = await asyncio.open_connection(*self._to, limit=CHUNK)

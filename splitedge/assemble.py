@@ -26,7 +26,7 @@ from splitedge.segments import Local
 from splitedge.settings import EngineSettings
 from splitedge.tails import Tails, check_tails, with_tails
 
-CODEC = Default("int8")
+CODEC = Default("bottleneck")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
 PROFILE_S = 1.0
@@ -66,9 +66,10 @@ def deploy(
             dict of keyword arguments.
         exits: module paths after which to attach early exits.
         local: a complete small model with the same inputs and outputs, for route LOCAL.
-        codec: of the tensors at the cuts, by name, with options as `"webp:qualities=[50]"` or
-            `("int8", {...})`. A learned codec is trained by `fit`; until then a plain one stands in, with a
-            note.
+        codec: of the tensors at the cuts, by name, with options as `"bottleneck:bits=2"` or
+            `("bottleneck", {"bits": 2})`. A learned codec is trained by `fit`; until then int8 stands in,
+            with a note. The default, bottleneck, gives way to int8 for good (with a note) where it can not
+            be trained, or answers clearly worse than the whole model when it is.
         input_codec: of the model's input, for route CLOUD; None for no such route. The default, webp,
             gives way to raw (with a note) where the input is no image.
         policy: by name (`deadline`, `confidence:0.98`, `static:split`) or an object.

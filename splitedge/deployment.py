@@ -189,7 +189,8 @@ class Deployment:
             epochs: at most, for each learned codec and exit; None takes each one's own default.
             seed: the same seed, data and machine give the same weights.
             progress: show bars on standard error.
-            budget_s: seconds after which the training of learned codecs is cut short.
+            budget_s: seconds after which the training of learned codecs is cut short; None for no limit,
+                but with no `epochs` either a codec that nobody asked for gets a minute.
             device: that learned codecs are trained on; `auto` is `cuda` where there is one.
             augment: of the rows learned codecs are trained on (`learning.Schedule`).
             checkpoint: directory from which their training is resumed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from splitedge.pieces import Pieces, divide
 from splitedge.plan import Plan
 from splitedge.planner import ASSUMED_CLOUD_SPEED, GOODPUTS, Candidate, narrowest, pick_cuts, shortlist
 from splitedge.program import Program
-from splitedge.segments import Answers, ExitHead
+from splitedge.segments import Answers, ExitHead, Segment
 
 #: Module path and boundary of every exit, in the model's order.
 Places = Sequence[tuple[str, int]]
@@ -43,11 +43,16 @@ class Wanted:
 def search(graph: Graph, flat: Tensors, wanted: Wanted) -> list[Cut]:
     """The few cuts that are best over a range of uplinks, by seconds and bytes measured on the example.
 
+    For a learned codec that replaces the head there is one: its payload and its encoder are the same
+    wherever its decoder leads to.
+
     Raises:
         PartitionError: the codec can work on none of the model's cuts.
     """
     inputs = graph.input_structure.specs
-    cuts = [cut for cut in graph.cuts() if _fits(wanted.codec, inputs, cut.specs)]
+    answers = Answers(graph.output_structure)
+    trainable = wanted.codec.learned is None or not _obstacle(wanted.codec, answers, graph.dynamic_batch)
+    cuts = [cut for cut in graph.cuts() if trainable and _fits(wanted.codec, inputs, cut.specs)]
     if not cuts and wanted.codec.default and wanted.codec.name != PLAIN:
         return search(graph, flat, replace(wanted, codec=Choice(PLAIN, default=True)))
     if not cuts:
@@ -135,14 +140,12 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
         ConfigError: exits on a model that is no classifier.
     """
     notes = list(pieces.notes)
-    codecs, recipes = {}, {}
-    for i in sorted(cuts):
-        codecs[i], recipe = _at_cut(wanted.codec, pieces, i, notes)
-        if recipe is not None:
-            recipes[i] = recipe
+    answers = Answers(pieces.outputs, main=pieces.main)
+    plain = wanted.codec if wanted.codec.learned is None else Choice(PLAIN, default=True)
+    codecs = {i: _plain(plain, pieces.boundaries[i].specs, _named([i], pieces), notes) for i in sorted(cuts)}
+    recipes = {} if wanted.codec.learned is None else _recipes(wanted.codec, pieces, answers, cuts, notes)
     if wanted.input_codec is not None:
         codecs[0] = _plain(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
-    answers = Answers(pieces.outputs, main=pieces.main)
     return Plan(
         inputs=pieces.inputs,
         answers=answers,
@@ -158,32 +161,46 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
     )
 
 
-def _at_cut(choice: Choice, pieces: Pieces, cut: int, notes: list[str]) -> tuple[Codec, Recipe | None]:
-    """The codec of a cut; with a recipe, where `fit` trains another into its place."""
-    specs, where = pieces.boundaries[cut].specs, f"cut '{pieces.boundaries[cut].name}'"
-    kind = choice.learned
-    if kind is None:
-        return _plain(choice, specs, where, notes), None
-    source = cut if kind.reads_cut else 0
-    plain = Choice(PLAIN, default=True)
-    try:
-        _trainable(pieces)
-        choice.check(pieces.boundaries[source].specs, specs)
-    except CodecError as error:
-        if not choice.default:
-            raise CodecError(f"codec '{choice}' can not work on {where}: {error}") from None
-        codec = _plain(plain, specs, where, notes)
-        notes.append(f"codec '{codec.name}' on {where}: the default '{choice}' can not work there ({error})")
-        return codec, None
-    codec = _plain(plain, specs, where, notes)
-    return codec, Recipe(choice.name, source, choice.options)
-
-
-def _trainable(pieces: Pieces) -> None:
-    if not all(isinstance(segment, Program) for segment in pieces.segments.values()):
-        raise CodecError(
-            "a part of the model could not be captured, so that nothing can be trained through it"
+def _recipes(
+    choice: Choice, pieces: Pieces, answers: Answers, cuts: set[int], notes: list[str]
+) -> dict[int, Recipe]:
+    """What `fit` is to train at the cuts; a default is left out where it can not stand, with a note."""
+    recipes, refused = {}, dict[str, list[int]]()
+    reads_cut = not _replaces_head(choice)
+    for cut in sorted(cuts):
+        source = cut if reads_cut else 0
+        try:
+            if why := _obstacle(choice, answers, pieces.batchable, pieces.segments.values()):
+                raise CodecError(why)
+            choice.check(pieces.boundaries[source].specs, pieces.boundaries[cut].specs)
+        except CodecError as error:
+            if not choice.default:
+                where = _named([cut], pieces)
+                raise CodecError(f"codec '{choice}' can not work on {where}: {error}") from None
+            refused.setdefault(str(error), []).append(cut)
+        else:
+            recipes[cut] = Recipe(choice.name, source, choice.options, choice.default)
+    for why, where in refused.items():
+        notes.append(
+            f"codec '{PLAIN}' on {_named(where, pieces)}: the default '{choice}' can not work there ({why})"
         )
+    return recipes
+
+
+def _obstacle(choice: Choice, answers: Answers, batchable: bool, segments: Iterable[Segment] = ()) -> str:
+    """Why `fit` can not train a codec for this model, whatever the cut; empty where it can."""
+    if not all(isinstance(segment, Program) for segment in segments):
+        return "a part of the model could not be captured, so that nothing can be trained through it"
+    if not batchable:
+        return "the model takes batches of one size only, and training needs others"
+    if choice.default and answers.logits is None:
+        return "fit trains it on class numbers, and the model is no classifier"
+    return ""
+
+
+def _named(cuts: Sequence[int], pieces: Pieces) -> str:
+    names = ", ".join(f"'{pieces.boundaries[cut].name}'" for cut in cuts)
+    return f"cut {names}" if len(cuts) == 1 else f"cuts {names}"
 
 
 def _plain(choice: Choice, specs: Sequence[TensorSpec], where: str, notes: list[str]) -> Codec:

@@ -33,7 +33,7 @@ from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
 from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, shared, train_tails
-from splitedge.trained import train_codecs
+from splitedge.trained import STOP_PART, ready_to_train, train_codecs
 
 BATCH = 128
 RANGE_ROWS = 512
@@ -145,8 +145,9 @@ def fit_plan(
     coded: tuple[TrainedCodec, ...] = ()
     tails: tuple[TrainedTail, ...] = ()
     check_tail_data(plan, tail_data or {})
-    if plan.recipes:
-        val, stop = val.divide(0.25, seed + 2)
+    plan = ready_to_train(plan, len(train), len(val))
+    if any(not recipe.unused for recipe in plan.recipes.values()):
+        val, stop = val.divide(STOP_PART, seed + 2)
         stop_rows = len(stop)
         for_codecs, for_tail = shared(schedule, plan)
         plan, coded = train_codecs(plan, train, stop, for_codecs)

@@ -34,11 +34,15 @@ class Recipe:
         name: of the codec.
         source: the boundary its encoder reads.
         options: of the codec, JSON-able.
+        default: whether nobody asked for it: it has to be as good as the whole model to be put in.
+        unused: why `fit` did not put it in; empty before `fit`, and where it did.
     """
 
     name: str
     source: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    default: bool = False
+    unused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,8 @@ class Schedule:
 
     Attributes:
         epochs: over all stages, at most; None takes the codec's own default.
-        budget_s: seconds of training after which the stages are cut short; None for no limit.
+        budget_s: seconds of training after which the stages are cut short; None for no limit, but for a
+            codec that nobody asked for and no epochs are given: a minute, for all cuts together.
         batch_size: rows of a step.
         seed: of everything drawn; the same seed, data and machine give the same weights.
         device: as torch names it; `auto` is `cuda` where there is one, else `cpu`.
@@ -126,6 +131,7 @@ class TrainedCodec:
         val_accuracy: by level, on the validation rows; NaN for no classifier.
         val_bytes: mean bytes of a payload by level, header included, at batch 1.
         teacher_accuracy: of the whole model on the same rows; NaN for no classifier.
+        unused: why it was not put in; empty where it was.
     """
 
     name: str
@@ -135,6 +141,7 @@ class TrainedCodec:
     val_accuracy: tuple[float, ...]
     val_bytes: tuple[float, ...]
     teacher_accuracy: float
+    unused: str = ""
 
     def __str__(self) -> str:
         levels = ", ".join(
@@ -143,7 +150,7 @@ class TrainedCodec:
         )
         return (
             f"codec '{self.name}' at '{self.cut}': {levels} (whole model {self.teacher_accuracy:.1%}); "
-            f"{self.epochs} epochs, {self.seconds:.0f} s"
+            f"{self.epochs} epochs, {self.seconds:.0f} s{'; not used' if self.unused else ''}"
         )
 
 

@@ -66,15 +66,17 @@ class RecipeEntry(_Entry):
     name: str
     source: int = Field(ge=0)
     options: dict[str, Any]
+    default: bool
+    unused: str
 
     @classmethod
     def of(cls, boundary: int, recipe: Recipe) -> RecipeEntry:
         """From the live object."""
-        return cls(boundary=boundary, name=recipe.name, source=recipe.source, options=dict(recipe.options))
+        return cls(boundary=boundary, **{**asdict(recipe), "options": dict(recipe.options)})
 
     def make(self) -> Recipe:
         """The live object."""
-        return Recipe(self.name, self.source, self.options)
+        return Recipe(self.name, self.source, self.options, self.default, self.unused)
 
 
 class ExitEntry(_Entry):

@@ -138,17 +138,24 @@ class Plan:
     @property
     def remarks(self) -> list[str]:
         """The notes, and what became of the learned codecs."""
-        found = list(self.notes)
+        found, waiting = list(self.notes), dict[tuple[str, str], list[str]]()
         for cut, recipe in sorted(self.recipes.items()):
             codec, name = self.codecs[cut].name, self.boundaries[cut].name
             wanted = Choice(recipe.name, recipe.options)
-            if codec != recipe.name:
-                found.append(f"codec '{codec}' on cut '{name}' until fit(train, val) has trained '{wanted}'")
-            elif recipe.source != cut:
+            if recipe.unused:
+                found.append(f"codec '{codec}' stays on cut '{name}': {recipe.unused}")
+            elif codec != recipe.name:
+                waiting.setdefault((codec, str(wanted)), []).append(f"'{name}'")
+            if codec == recipe.name and recipe.source != cut:
                 reads = self.boundaries[recipe.source].name or "the model's input"
                 found.append(
                     f"codec '{wanted}' on cut '{name}': its encoder stands in for the head from {reads}"
                 )
+        for (codec, wanted_name), names in waiting.items():
+            found.append(
+                f"codec '{wanted_name}' is not trained yet, '{codec}' stands in on cut {', '.join(names)} "
+                "until fit(train, val) has done it"
+            )
         return found
 
     @property

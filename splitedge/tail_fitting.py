@@ -22,6 +22,7 @@ from splitedge.plan import Plan
 from splitedge.rows import LabelledRows
 from splitedge.segments import Answers
 from splitedge.tasks import task_of_tail
+from splitedge.trained import UNASKED_S
 
 BATCH = 128
 
@@ -122,7 +123,9 @@ def check_tail_data(plan: Plan, given: Mapping[str, LabelledRows]) -> None:
         ConfigError: no learned codec, no tail of that name, one without logits, or labels out of range.
     """
     if given and not plan.recipes:
-        raise ConfigError("tail_data is for the tails behind a learned codec; this deployment has none")
+        raise ConfigError(
+            "tail_data is for the tails behind a learned codec; this deployment has no such codec"
+        )
     for name, rows in given.items():
         if name not in plan.answers.tails:
             known = ", ".join(plan.answers.tails) or "none"
@@ -140,11 +143,14 @@ def check_tail_data(plan: Plan, given: Mapping[str, LabelledRows]) -> None:
 def shared(schedule: Schedule, plan: Plan) -> tuple[Schedule, Schedule]:
     """What the learned codecs of a plan have of a schedule together, and what each tail behind one of them.
 
-    Of a budget every codec and every tail that learns has the same part.
+    Of a budget every codec and every tail that learns has the same part. Where nothing limits training and
+    nobody asked for the codecs, a tail has as long as they.
     """
+    recipes = [recipe for recipe in plan.recipes.values() if not recipe.unused]
     if schedule.budget_s is None:
-        return schedule, schedule
-    kinds = [Choice(recipe.name).learned for recipe in plan.recipes.values()]
+        unasked = schedule.epochs is None and all(recipe.default for recipe in recipes)
+        return schedule, replace(schedule, budget_s=UNASKED_S) if unasked else schedule
+    kinds = [Choice(recipe.name).learned for recipe in recipes]
     teachable = sum(kind is not None and kind.gives == "output" for kind in kinds)
     part = schedule.budget_s / max(len(kinds) + teachable * len(plan.answers.tails), 1)
     return replace(schedule, budget_s=part * len(kinds)), replace(schedule, budget_s=part)
