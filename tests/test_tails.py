@@ -1,6 +1,9 @@
 """Several tails on one cut: one payload, one reply, an answer of each; behind a learned codec they learn."""
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,6 +151,15 @@ def test_every_tail_learns_from_the_payloads_of_the_main_task(three_tasks):
     assert str(bright) in str(report)
 
 
+def test_a_tail_learns_from_every_level(three_tasks):
+    model, others, *_, train, val = three_tasks
+    codec = "slimmable:channels=2,levels=2,width=8,blocks=0,decoder_blocks=0"
+    with splitedge.deploy(model, train[0][:4], cut="0", tails=others, codec=codec) as deployment:
+        bright, lower = deployment.fit(train, val, epochs=8, progress=False).tails
+    assert len(bright.levels) == 2 and lower.epochs > 0
+    assert all(a.distortion < b.distortion for a, b in zip(bright.after, bright.before, strict=True))
+
+
 def test_what_is_sent_is_what_the_main_task_alone_would_send(three_tasks):
     model, _, deployment, report, train, val = three_tasks
     x = val[0][:3]
@@ -204,3 +216,14 @@ def test_labels_that_do_not_fit_are_refused(three_tasks, tail_data, told):
     deployment = splitedge.deploy(model, train[0][:4], cut="0", tails=others, codec=CODEC)
     with deployment, pytest.raises(ConfigError, match=told):
         deployment.fit(train, val, tail_data=given, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_example_runs():
+    example = Path(__file__).parents[1] / "examples" / "three_tasks.py"
+    done = subprocess.run(
+        [sys.executable, example, "--epochs", "2"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tail 'ink'" in done.stdout and "bytes sent" in done.stdout
