@@ -151,7 +151,8 @@ class _Training:
             kept = checkpoint.restore(tensors, student, optimiser)
         else:
             kept = _weights(student)
-            at.best = self._score(stage) if stage is not self.stages[0] else None
+            anew = stage is self.stages[0] and "encoder" not in stage.frozen  # from random weights
+            at.best = None if anew else self._score(stage)
         seconds = math.inf if schedule.budget_s is None else schedule.budget_s * stage.share
         began = time.monotonic() - at.seconds
         clock = _Clock(max(epochs * self.views.steps, 1), seconds, at.done, began)
@@ -219,7 +220,7 @@ class _Training:
             return (*said.outputs, said.cut, *said.taps)
 
         said = tuple(t.to(self.device) for t in self.views.answers(key, "all", ask))
-        count = len(self.task.outputs.specs)
+        count = len(self.task.main)
         return said[:count], said[count:]
 
     def _reads(self, inputs: Tensors) -> torch.Tensor:
