@@ -160,7 +160,7 @@ class _Training:
         patience = max(PATIENCE, epochs // 2)
         while at.ran < epochs and at.since < patience and clock.part() < 1.0:
             levels.manual_seed(schedule.seed + at.ran)
-            for key, inputs, labels in self.views.epoch(at.ran):
+            for key, inputs, labels in self.views.epoch(at.ran, mixed=stage.mixed):
                 for group in optimiser.param_groups:
                     group["lr"] = stage.lr * clock.pace()
                 self._step(stage, key, inputs, labels, optimiser, weights, levels)
@@ -212,14 +212,18 @@ class _Training:
     def _wanted(self, stage: Stage, key: tuple[int, int], reads: torch.Tensor) -> tuple[Tensors, Tensors]:
         """The teacher's outputs and, where the stage distils, its cut and taps."""
         if not stage.distil:
-            outputs = self.views.answers(key, "outputs", lambda: self.teacher(reads).outputs)
+            outputs = self.views.answers(
+                key, "mixed outputs" if stage.mixed else "outputs", lambda: self.teacher(reads).outputs
+            )
             return tuple(t.to(self.device) for t in outputs), ()
 
         def ask() -> Tensors:
             said = self.teacher(reads)
             return (*said.outputs, said.cut, *said.taps)
 
-        said = tuple(t.to(self.device) for t in self.views.answers(key, "all", ask))
+        said = tuple(
+            t.to(self.device) for t in self.views.answers(key, "mixed all" if stage.mixed else "all", ask)
+        )
         count = len(self.task.main)
         return said[:count], said[count:]
 
