@@ -31,7 +31,7 @@ def augment_of(wanted: Literal["auto", "none", "flip", "flip-crop"] | Augment, i
 
 
 def mix(tensors: Tensors, generator: torch.Generator) -> Tensors:
-    """Images of floats, half of them mixed with another of the batch: the first weighs 1/2 to 1, uniformly."""
+    """Float images, half of them mixed with another of the batch: the first weighs 1/2 to 1, uniformly."""
     return tuple(_mixed(t, generator) if t.dim() == 4 and t.is_floating_point() else t for t in tensors)
 
 

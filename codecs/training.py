@@ -25,7 +25,7 @@ from splitedge.codecs.judging import by_accuracy, goodness, loss_of
 from splitedge.codecs.precision import channels_last, mixed, placed
 from splitedge.codecs.stages import Stage
 from splitedge.codecs.student import Coding, Student, Teacher
-from splitedge.codecs.views import views_of
+from splitedge.codecs.views import Key, views_of
 from splitedge.errors import ConfigError
 from splitedge.learning import Schedule, Task
 from splitedge.placing import device_named
@@ -182,7 +182,7 @@ class _Training:
     def _step(
         self,
         stage: Stage,
-        key: tuple[int, int],
+        key: Key,
         inputs: Tensors,
         labels: torch.Tensor,
         optimiser: torch.optim.Optimizer,
@@ -209,21 +209,17 @@ class _Training:
         nn.utils.clip_grad_norm_(weights, 5.0)
         optimiser.step()
 
-    def _wanted(self, stage: Stage, key: tuple[int, int], reads: torch.Tensor) -> tuple[Tensors, Tensors]:
+    def _wanted(self, stage: Stage, key: Key, reads: torch.Tensor) -> tuple[Tensors, Tensors]:
         """The teacher's outputs and, where the stage distils, its cut and taps."""
         if not stage.distil:
-            outputs = self.views.answers(
-                key, "mixed outputs" if stage.mixed else "outputs", lambda: self.teacher(reads).outputs
-            )
+            outputs = self.views.answers(key, "outputs", lambda: self.teacher(reads).outputs)
             return tuple(t.to(self.device) for t in outputs), ()
 
         def ask() -> Tensors:
             said = self.teacher(reads)
             return (*said.outputs, said.cut, *said.taps)
 
-        said = tuple(
-            t.to(self.device) for t in self.views.answers(key, "mixed all" if stage.mixed else "all", ask)
-        )
+        said = tuple(t.to(self.device) for t in self.views.answers(key, "all", ask))
         count = len(self.task.main)
         return said[:count], said[count:]
 
