@@ -82,7 +82,7 @@ class Views:
             what: name of what is asked for.
             ask: asks the teacher.
         """
-        found = self._kept.get(key, what)
+        found = self._kept.get((key, what))
         if found is not None:
             return tuple(t if isinstance(t, torch.Tensor) else _restored(*t) for t in found)
         said = ask()
