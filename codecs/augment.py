@@ -30,19 +30,6 @@ def augment_of(wanted: Literal["auto", "none", "flip", "flip-crop"] | Augment, i
     return _flip if wanted == "flip" else _flip_crop
 
 
-def mix(tensors: Tensors, generator: torch.Generator) -> Tensors:
-    """Float images, half of them mixed with another of the batch: the first weighs 1/2 to 1, uniformly."""
-    return tuple(_mixed(t, generator) if t.dim() == 4 and t.is_floating_point() else t for t in tensors)
-
-
-def _mixed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    half = len(images) // 2
-    weight = 1 - torch.rand(half, generator=generator) / 2
-    others = images[torch.randperm(len(images), generator=generator)[:half]]
-    weight = weight[:, None, None, None].to(images.dtype)
-    return torch.cat([images[:half] * weight + others * (1 - weight), images[half:]])
-
-
 def _flip(tensors: Tensors, generator: torch.Generator) -> Tensors:
     return tuple(_flipped(t, generator) if t.dim() == 4 else t for t in tensors)
 

@@ -22,9 +22,6 @@ class Stage:
         soft: part of the teacher's logits in it; the rest is the labels'.
         rate: weight of the code length, per bit of a row.
         frozen: parts that are not trained, and stay in eval mode.
-        mixed: whether half of a batch's images are mixed with others: where only a teacher is followed, that
-            needs no labels, and shows it what it can not know by heart (Beyer et al., "Knowledge
-            distillation: a good teacher is patient and consistent", CVPR 2022, section 3).
         quantised: whether the deployed quantiser runs (straight-through gradients), or the latent stays as
             it is (for a learned prior: gets noise).
         optimiser: AdamW, or SGD with momentum 0.9.
@@ -38,7 +35,6 @@ class Stage:
     soft: float = 0.5
     rate: float = 0.0
     frozen: tuple[Part, ...] = ()
-    mixed: bool = False
     quantised: bool = True
     optimiser: Literal["adamw", "sgd"] = "adamw"
 
@@ -47,7 +43,7 @@ class Stage:
 #: gently. On CIFAR-10 this beat a short distillation before a long or a fast tuning by 2 points, and an
 #: answer asked for from the start by 10, in training as long.
 DISTIL_THEN_TUNE = (
-    Stage("distil", 0.75, 5e-3, distil=1.0, frozen=("tail",), mixed=True),
+    Stage("distil", 0.75, 5e-3, distil=1.0, frozen=("tail",)),
     Stage("tune", 0.25, 5e-4, distil=1.0, answer=1.0),
 )
 
@@ -79,7 +75,7 @@ def rate_then_tune(rate: float) -> tuple[Stage, ...]:
     """
     per_bit = rate / BITS_PER_KB
     return (
-        Stage("distil", 0.75, 5e-3, distil=1.0, rate=per_bit, frozen=("tail",), mixed=True),
+        Stage("distil", 0.75, 5e-3, distil=1.0, rate=per_bit, frozen=("tail",)),
         Stage("tune", 0.25, 5e-4, distil=1.0, answer=1.0, rate=per_bit),
     )
 

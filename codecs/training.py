@@ -160,7 +160,7 @@ class _Training:
         patience = max(PATIENCE, epochs // 2)
         while at.ran < epochs and at.since < patience and clock.part() < 1.0:
             levels.manual_seed(schedule.seed + at.ran)
-            for key, inputs, labels in self.views.epoch(at.ran, mixed=stage.mixed):
+            for key, inputs, labels in self.views.epoch(at.ran):
                 for group in optimiser.param_groups:
                     group["lr"] = stage.lr * clock.pace()
                 self._step(stage, key, inputs, labels, optimiser, weights, levels)

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from splitedge.codec import Tensors
-from splitedge.codecs.augment import augment_of, mix
+from splitedge.codecs.augment import augment_of
 from splitedge.learning import Schedule, Task
 from splitedge.rows import LabelledRows
 
@@ -19,8 +19,8 @@ SHARE = 0.25
 #: Values a row beyond which a tensor is kept in 8 bits.
 SMALL = 1024
 
-#: Of a batch: view, first row, whether it is mixed.
-Key = tuple[int, int, bool]
+#: Of a batch: view, first row.
+Key = tuple[int, int]
 #: A tensor as it is kept: itself, or its codes and their step.
 _Kept = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -54,22 +54,15 @@ class Views:
         size, rows = self._schedule.batch_size, len(self._rows)
         return (start for start in range(0, rows, size) if rows == 1 or rows - start > 1)
 
-    def epoch(self, number: int, *, mixed: bool) -> Iterator[tuple[Key, Tensors, torch.Tensor]]:
-        """Batches of an epoch: a key that `answers` takes, flat inputs, labels.
-
-        Args:
-            number: of the epoch.
-            mixed: whether half of the images are mixed with others; their labels are the first one's.
-        """
+    def epoch(self, number: int) -> Iterator[tuple[Key, Tensors, torch.Tensor]]:
+        """Batches of an epoch: a key that `answers` takes, flat inputs, labels."""
         view, schedule = number % VIEWS, self._schedule
         generator = torch.Generator().manual_seed(schedule.seed * 7919 + view)
         order = torch.randperm(len(self._rows), generator=generator)
         for start in self._starts():
             rows = self._rows.take(order[start : start + schedule.batch_size])
             inputs = augment_of(schedule.augment, rows.inputs)(rows.inputs, generator)
-            if mixed and schedule.augment != "none":
-                inputs = mix(inputs, generator)
-            yield (view, start, mixed), inputs, rows.labels
+            yield (view, start), inputs, rows.labels
 
     def answers(self, key: Key, what: str, ask: Callable[[], Tensors]) -> Tensors:
         """What the teacher says to the batch of this key, on the CPU where it was kept.
