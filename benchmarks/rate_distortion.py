@@ -3,8 +3,9 @@
     python benchmarks/rate_distortion.py --quick
     python benchmarks/rate_distortion.py --data cifar10 --budget 600 --keep trained --out plots
 
-On digits by default (offline, a small CNN); on CIFAR-10 with the published ResNet-56 where
-../shared/data, or SPLITEDGE_DATA, has both. `splitedge bench codecs` runs the same on digits.
+On digits by default (offline, a small CNN), or with a small vision transformer (`digits-vit`); on CIFAR-10
+with the published ResNet-56 where ../shared/data, or SPLITEDGE_DATA, has both. `splitedge bench codecs` runs
+the same on digits.
 docs/rate-distortion.md says what the figures mean.
 """
 
@@ -21,6 +22,7 @@ import torch
 from common import Report, show_machine
 
 from splitedge.codecs.bench_digits import digits
+from splitedge.codecs.bench_digits_vit import digits_vit
 from splitedge.codecs.bench_goals import Figure as Found
 from splitedge.codecs.bench_subject import Subject
 from splitedge.codecs.commands import Request, conduct
@@ -39,7 +41,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--data", choices=("digits", "digits-vit", "cifar10"), default="digits")
     parser.add_argument(
         "--quick", action="store_true", help="under 45 s on 2 cores: few contenders, 3 s each"
     )
@@ -52,7 +54,9 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep trained codecs and points, and reuse them"
     )
-    parser.add_argument("--train-rows", type=int, metavar="N", help="train on the first N rows only")
+    parser.add_argument(
+        "--train-rows", type=int, metavar="N", help="of CIFAR-10: train on the first N rows only"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table into this Markdown page")
     return parser.parse_args(argv)
 
@@ -73,7 +77,7 @@ def cifar10(data: Path, train_rows: int | None) -> Subject:
     test_x, test_y = _arrays(images / "cifar10_test.npz")
     most = len(y) - VALIDATION if train_rows is None else min(train_rows, len(y) - VALIDATION)
     return Subject(
-        name="cifar10",
+        name="cifar10" if train_rows is None else f"cifar10-{most}",
         model=load_resnet_cifar(56, data / "weights"),
         train=_rows(normalise(x[:most]), y[:most]),
         val=_rows(normalise(x[-VALIDATION:]), y[-VALIDATION:]),
@@ -111,7 +115,8 @@ def main() -> None:
     """Run, print, write."""
     args = options()
     show_machine("rate-distortion: bytes against accuracy")
-    subject = digits() if args.data == "digits" else cifar10(DATA, args.train_rows)
+    made = {"digits": digits, "digits-vit": digits_vit, "cifar10": lambda: cifar10(DATA, args.train_rows)}
+    subject = made[args.data]()
     asked = Request(
         args.quick,
         tuple(args.only),

@@ -56,6 +56,7 @@ def figures(outcome: Outcome) -> list[Figure]:
         *(_target(outcome, most, loss) for most, loss in TARGETS),
         *_gains(outcome),
         *_taxes(outcome),
+        *_switches(outcome),
         *(_target_framed(outcome, most) for most, _ in TARGETS),
         *_against_webp(outcome),
         *_volumes(outcome),
@@ -129,6 +130,8 @@ def _taxes(outcome: Outcome) -> Iterator[Figure]:
     for name, level in sorted(outcome.dedicated.items(), key=lambda item: item[1]):
         alone = max((p for p in outcome.points if p.name == name), key=lambda p: p.bytes_mean)
         if level >= len(levels):
+            words = f"tax of {SLIMMABLE} at level {alone.level}"
+            yield goal(words, None, "points", MOST_TAX, f"{SLIMMABLE} has not run with so many levels")
             continue
         slim = levels[level]
         gap = accuracy_difference(alone.correct, slim.correct)
@@ -136,7 +139,17 @@ def _taxes(outcome: Outcome) -> Iterator[Figure]:
             f"{slim.accuracy:.2%} at {slim.bytes_mean:.0f} B, alone {alone.accuracy:.2%} at "
             f"{alone.bytes_mean:.0f} B; {100 * gap.low:.2f} to {100 * gap.high:.2f} points (95%)"
         )
-        yield goal(f"tax of slimmable at level {slim.level}", 100 * gap.value, "points", MOST_TAX, note)
+        yield goal(f"tax of {SLIMMABLE} at level {slim.level}", 100 * gap.value, "points", MOST_TAX, note)
+
+
+def _switches(outcome: Outcome) -> Iterator[Figure]:
+    """What a change of level costs the request that makes it."""
+    points = outcome.family(SLIMMABLE)
+    if len(points) > 1:
+        longer = 1e6 * sum(p.switch_s for p in points) / len(points)
+        whole = 1e6 * sum(p.encode_s + p.decode_s for p in points) / len(points)
+        note = f"mean over levels, of {whole:.0f} µs; nothing is loaded"
+        yield Figure(f"switching the level of {SLIMMABLE}", longer, "µs", note=note)
 
 
 def _against_webp(outcome: Outcome) -> Iterator[Figure]:

@@ -69,14 +69,17 @@ OURS = (
     bottleneck("bottleneck 4x2", channels=4, bits=2),
     bottleneck("bottleneck 4x3", quick=True, channels=4, bits=3),
     bottleneck("bottleneck 4x4", channels=4, bits=4),
-    bottleneck("bottleneck 8x4", channels=8, bits=4),
     Contender("slimmable", "slimmable", "slimmable", "ours", "learned", quick=True),
     *(
         Contender(f"dedicated {i}", "dedicated", "slimmable", "ours", "learned", {"only": i}, dedicated=i)
         for i in range(4)
     ),
-    Contender("entropic", "entropic", "entropic", "ours", "learned", quick=True),
-    Contender("tokens", "tokens", "tokens", "ours", "learned"),
+    *(
+        Contender(f"entropic {n} B", "entropic", "entropic", "ours", "learned", {"nbytes": n, "channels": 8})
+        for n in (31, 44, 62, 92)
+    ),
+    Contender("tokens", "tokens", "tokens", "ours", "learned", quick=True),
+    Contender("tokens middle", "tokens middle", "tokens", "ours", "middle"),
 )
 
 #: Recipes of the literature: same data, budget and encoder place.

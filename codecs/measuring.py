@@ -23,6 +23,7 @@ from splitedge.rows import LabelledRows
 
 BATCH = 250
 TIMED_ROWS = 40
+SWITCHES = 60
 WARM_UP = 5
 
 
@@ -78,6 +79,7 @@ def measure(
                 decode_s=times.unpack + times.expand,
                 pack_s=max(times.encode - times.network, 0.0),
                 unpack_s=times.unpack,
+                switch_s=_switch_s(placed, level, divided, rows),
                 train_s=placed.train_s,
                 epochs=placed.epochs,
                 val_accuracy=placed.val_accuracy[level] if placed.val_accuracy else float("nan"),
@@ -172,6 +174,31 @@ def _times(placed: Placed, level: int, divided: Divided, rows: LabelledRows) -> 
             marks.append(time.perf_counter())
             taken.append(tuple(b - a for a, b in pairwise(marks)))
     return _Times(*(median(column) for column in zip(*taken[WARM_UP:], strict=True)))
+
+
+def _switch_s(placed: Placed, level: int, divided: Divided, rows: LabelledRows) -> float:
+    """Median over pairs of requests on the same row: behind one of another level, less behind its own."""
+    codec = placed.codec
+    others = [other for other in range(len(codec.levels)) if other != level]
+    if not others:
+        return 0.0
+
+    def request(at: Tensors, level: int) -> float:
+        start = time.perf_counter()
+        codec.decode(codec.encode(at, level).data)
+        return time.perf_counter() - start
+
+    longer = []
+    specs = divided.pieces.inputs.specs
+    with one_thread(), torch.inference_mode():
+        for i, row in enumerate(split_rows(rows.first(SWITCHES + WARM_UP).inputs, specs, SWITCHES + WARM_UP)):
+            at = divided.run(row, 0, placed.source)
+            other, took = others[i % len(others)], {}
+            for before in (level, other) if i % 2 else (other, level):
+                request(at, before)
+                took[before == level] = request(at, level)
+            longer.append(took[False] - took[True])
+    return median(longer[WARM_UP:])
 
 
 @contextmanager

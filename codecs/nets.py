@@ -20,8 +20,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from splitedge.codec import TensorSpec
 from splitedge.errors import CodecError
 
+#: What a decoder for several levels is told beside the latent, for its norms (`level_nets`).
+Level = int | torch.Tensor
+
 WIDTHS = (96, 64, 48, 32, 24, 16, 8)
-DECODER_WIDTH = 64
+DECODER_WIDTH = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,9 @@ class ConvNorm(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
         self.relu = relu
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *level: Level) -> torch.Tensor:
         """(N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
-        y = self.norm(self.conv(x))
+        y = self.norm(self.conv(x), *level)
         return F.relu(y) if self.relu else y
 
     def fuse(self) -> None:
@@ -132,9 +135,9 @@ class Residual(nn.Module):
         self.first = ConvNorm(width, width, 3)
         self.second = ConvNorm(width, width, 3, relu=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *level: Level) -> torch.Tensor:
         """(N, width, H, W) to the same shape."""
-        return F.relu(x + self.second(self.first(x)))
+        return F.relu(x + self.second(self.first(x, *level), *level))
 
 
 class ConvEncoder(nn.Module):
@@ -164,6 +167,12 @@ class ConvEncoder(nn.Module):
         z: torch.Tensor = self.norm(self.last(self.layers(x.float())))
         return z
 
+    def fuse(self) -> None:
+        """Fold the latent's norm into the convolution before it; eval mode only."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.last = fuse_conv_bn_eval(self.last.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
 
 class LinearEncoder(nn.Module):
     """Two linear layers for rows of features."""
@@ -187,16 +196,18 @@ class ConvDecoder(nn.Module):
         _, outputs, *size = cut.shape
         self.size = (size[0], size[1])
         self.first = ConvNorm(latent.channels, width, 3)
-        self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(blocks))
         self.up = ConvNorm(width, width, 3)
         self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, *level: Level) -> torch.Tensor:
         """float32 (N, channels, *grid) to the cut's tensor, float32."""
-        x = self.blocks(self.first(z))
+        x = self.first(z, *level)
+        for block in self.blocks:
+            x = block(x, *level)
         if tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, size=self.size, mode="nearest")
-        y: torch.Tensor = self.last(self.up(x))
+        y: torch.Tensor = self.last(self.up(x, *level))
         return y
 
 
@@ -207,11 +218,15 @@ class LinearDecoder(nn.Module):
         super().__init__()
         self.shape = cut.shape[1:]
         self.first = nn.Linear(latent.channels * latent.positions, width)
+        self.norm: nn.Module | None = None
         self.last = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, math.prod(self.shape)))
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, *level: Level) -> torch.Tensor:
         """float32 (N, channels, *grid) to the cut's tensor, float32."""
-        y: torch.Tensor = self.last(F.relu(self.first(z.flatten(1))))
+        x = self.first(z.flatten(1))
+        if self.norm is not None:
+            x = self.norm(x, *level)
+        y: torch.Tensor = self.last(F.relu(x))
         return y.reshape(-1, *self.shape)
 
 
@@ -242,9 +257,6 @@ def fused(module: nn.Module) -> nn.Module:
     """The module in eval mode with every batch norm behind a convolution folded into it."""
     module.eval()
     for child in module.modules():
-        if isinstance(child, ConvNorm):
+        if isinstance(child, ConvNorm | ConvEncoder):
             child.fuse()
-    if isinstance(module, ConvEncoder) and isinstance(module.norm, nn.BatchNorm2d):
-        module.last = fuse_conv_bn_eval(module.last, module.norm)
-        module.norm = nn.Identity()
     return module

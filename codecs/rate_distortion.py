@@ -49,6 +49,8 @@ class Point:
         encode_s, decode_s: from the model's input to the payload, and from the payload to what the tail
             takes, networks included.
         pack_s, unpack_s: the same without the networks: quantising, coding, headers.
+        switch_s: by how much a request of this level takes longer, encoding and decoding, when the one
+            before it was of another level; 0 for a codec of one.
         train_s: seconds of training; 0 for what needs none.
         epochs: of training, over all stages.
         val_accuracy: on the rows that chose when to stop; NaN for what is not trained. What is picked among
@@ -70,6 +72,7 @@ class Point:
     decode_s: float
     pack_s: float
     unpack_s: float
+    switch_s: float = 0.0
     train_s: float = 0.0
     epochs: int = 0
     val_accuracy: float = float("nan")

@@ -40,12 +40,14 @@ if TYPE_CHECKING:
     from splitedge.assemble import deploy
     from splitedge.deployment import Deployment, load
     from splitedge.evaluation import Evaluation
+    from splitedge.filtering import Filter
     from splitedge.fitting import FitReport
     from splitedge.result import Result
 
 _LAZY = {
     "Deployment": "splitedge.deployment",
     "Evaluation": "splitedge.evaluation",
+    "Filter": "splitedge.filtering",
     "FitReport": "splitedge.fitting",
     "Result": "splitedge.result",
     "deploy": "splitedge.assemble",
@@ -64,6 +66,7 @@ __all__ = [
     "Deployment",
     "EdgeFailed",
     "Evaluation",
+    "Filter",
     "FitReport",
     "LinkDown",
     "LinkError",

@@ -4,6 +4,7 @@
     edge/exit-0 ...        exits                                  cloud/codecs          decoders' tensors
     edge/local             the local model
     edge/codecs            encoders' tensors
+    edge/filter-1 ...      filters of what is sent, by cut
     edge/encoder-1 ...     networks of learned codecs, by cut        cloud/decoder-1 ...   likewise
 
 Each program is a pair of files (`.json`, `.safetensors`); nothing in a bundle is code or a pickle.
@@ -101,10 +102,11 @@ def load_plan(
         notes=list(entry.notes),
         sources={codec.boundary: codec.source for codec in entry.codecs if codec.source != codec.boundary},
         recipes={recipe.boundary: recipe.make() for recipe in entry.recipes},
+        filters=_filters(found.directory, entry) if edge else {},
     )
     if plan.inputs.specs != boundaries[0].specs:
         raise BundleError("'manifest.json': the first boundary is not the model's input")
-    _check_levels(plan)
+    _check_options(plan)
     return plan, found
 
 
@@ -163,6 +165,8 @@ def _stems(plan: Plan) -> Iterable[tuple[str, Segment]]:
         yield f"edge/exit-{number}", head.segment
     if plan.local is not None:
         yield "edge/local", plan.local.segment
+    for boundary, network in sorted(plan.filters.items()):
+        yield f"edge/filter-{boundary}", network
     for i in range(plan.cloud_start, len(plan.boundaries)):
         yield f"cloud/segment-{i}", plan.segments[i]
     for boundary, codec in sorted(plan.codecs.items()):
@@ -260,6 +264,12 @@ def _local(root: Path, entry: PlanEntry) -> Local | None:
     return Local(Program.load(root / "edge" / "local"), _scale(entry.local.scale))
 
 
+def _filters(root: Path, entry: PlanEntry) -> dict[int, Segment]:
+    names = [boundary.name for boundary in entry.boundaries]
+    gated = {names.index(option.cut) for option in entry.options if option.gate and option.cut}
+    return {boundary: Program.load(root / "edge" / f"filter-{boundary}") for boundary in sorted(gated)}
+
+
 def _answers(entry: PlanEntry) -> Answers:
     structure = Structure.from_json(entry.outputs)
     if entry.main is not None and entry.main not in structure.tree.keys:
@@ -289,9 +299,13 @@ def _codecs(
     return {e.boundary: _codec(root, e, tensors, boundaries, outputs, side) for e in entry.codecs}
 
 
-def _check_levels(plan: Plan) -> None:
+def _check_options(plan: Plan) -> None:
     index = plan.boundaries_by_name()
+    at = plan.answers.logits
+    classes = 0 if at is None else plan.answers.specs[at].shape[1]
     for option in plan.options:
+        if option.gate is not None and (option.gate.nothing or 0) >= classes:
+            raise BundleError(f"'manifest.json': the filter of '{option.name}' answers a class there is not")
         if option.remote and option.level >= len(levels := plan.codecs[index[option.cut or ""]].levels):
             raise BundleError(
                 f"'manifest.json': option '{option.name}' names level {option.level} of {len(levels)}"

@@ -273,9 +273,7 @@ class Codec(ABC):
                 # An unlikely input, or one made for it, can inflate what is entropy-coded.
                 level -= 1
                 body = self._encode(tuple(tensors), level, rows)
-        prefix = HEADER.pack(FORMAT, level, rows, 0)[:4]
-        crc = zlib.crc32(body, zlib.crc32(prefix))
-        return Payload(self.id, level, rows, HEADER.pack(FORMAT, level, rows, crc) + body)
+        return self._sealed(level, rows, body)
 
     def decode(self, data: bytes | memoryview | Payload, *, max_rows: int = MAX_ROWS) -> Tensors:
         """Decode the bytes of one payload into tensors as `give_specs` say: `expand` of `unpack`.
@@ -295,6 +293,17 @@ class Codec(ABC):
             CodecError: the payload is damaged, truncated, oversized, of another format or level, or
                 was made by a codec with another id.
         """
+        level, rows, body = self._opened(data, max_rows)
+        with torch.inference_mode():
+            return self._decode(body, level, rows)
+
+    def _sealed(self, level: int, rows: int, body: bytes) -> Payload:
+        """A body with its header."""
+        crc = zlib.crc32(body, zlib.crc32(HEADER.pack(FORMAT, level, rows, 0)[:4]))
+        return Payload(self.id, level, rows, HEADER.pack(FORMAT, level, rows, crc) + body)
+
+    def _opened(self, data: bytes | memoryview | Payload, max_rows: int) -> tuple[int, int, memoryview]:
+        """Level, rows and body of a payload, checked as `unpack` says; nothing is decoded."""
         if isinstance(data, Payload):
             if data.codec != self.id:
                 raise CodecError(
@@ -316,8 +325,7 @@ class Codec(ABC):
         cap = self.max_bytes(level, rows)
         if view.nbytes > cap:
             raise CodecError(f"payload of {view.nbytes} bytes; level {level} has at most {cap}")
-        with torch.inference_mode():
-            return self._decode(view[HEADER.size :], level, rows)
+        return level, rows, view[HEADER.size :]
 
     def _check_level(self, level: int) -> None:
         if not 0 <= level < len(self.levels):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from splitedge import wire
-from splitedge.codec import Tensors, TensorSpec
+from splitedge.codec import Payload, Tensors, TensorSpec
+from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.segments import confidence_of
 from splitedge.thresholds import Floats
@@ -77,7 +78,8 @@ class Costs:
         segments: by segment.
         exits: by exit, its classifier alone.
         local: the local model, or empty.
-        encode, decode, nbytes: by (boundary, level).
+        encode, decode, nbytes: by (boundary, level); encoding with the option's filter, and the exit that it
+            judges.
         down: framed bytes of a reply.
     """
 
@@ -159,9 +161,22 @@ def _one_pass(plan: Plan, row: Tensors) -> Took:
     for boundary in plan.cuts:
         codec = plan.codecs[boundary]
         for level in range(len(codec.levels)):
-            payload = timed(took, ("encode", boundary, level), codec.encode, at[plan.source(boundary)], level)
+            payload = timed(took, ("encode", boundary, level), _encode, plan, boundary, level, at)
             timed(took, ("decode", boundary, level), codec.decode, payload.data)
     return took
+
+
+def _encode(plan: Plan, boundary: int, level: int, at: Sequence[Tensors]) -> Payload:
+    """The payload of one row, looked at by its filter where it has one."""
+    codec, gate = plan.codecs[boundary], plan.gate(boundary, level)
+    payload = codec.encode(at[plan.source(boundary)], level)
+    if gate is not None:
+        logits = None
+        if gate.exit is not None:
+            head = plan.exits[gate.exit]
+            (logits,) = head.segment(*at[head.boundary])
+        spare(plan.filters[boundary], codec.unpacked_specs, codec.unpack(payload), logits)
+    return payload
 
 
 def _sizes(plan: Plan, rows: Sequence[Tensors]) -> dict[tuple[int, int], Floats]:

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,6 +17,7 @@ from splitedge.edge.link import Link
 from splitedge.errors import BundleError, ConfigError
 from splitedge.evaluation import Evaluation, evaluate
 from splitedge.explain import Conditions, explain_text
+from splitedge.filtering import Filter
 from splitedge.fitting import FitReport, fit_plan, measured_again
 from splitedge.learning import Augment, Schedule
 from splitedge.plan import Plan
@@ -175,8 +177,10 @@ class Deployment:
         checkpoint: Path | str | None = None,
         schedule: Schedule | None = None,
         codec: CodecLike | None = None,
+        filter: Filter | None = None,
+        tail_data: Mapping[str, Any] | None = None,
     ) -> FitReport:
-        """Train learned codecs and exits, calibrate every confidence and codec, measure every option.
+        """Train learned codecs, tails behind them, exits and filters; calibrate; measure every option.
 
         The model itself is not changed. Give validation rows that the model was not trained on: what is
         measured on others flatters.
@@ -194,10 +198,15 @@ class Deployment:
             checkpoint: directory from which their training is resumed.
             schedule: all these in one, in their place.
             codec: a learned codec for every cut, in place of those that `deploy` was asked for.
+            filter: for every cut: where it is sure that nothing is there, or that an exit is right, nothing
+                is sent. None for none; one that was fitted before goes.
+            tail_data: (x, y) as `train` for extra tails behind a learned codec, by name, y their own class
+                numbers. A tail that is not named is taught by its original on the rows of `train`.
 
         Raises:
             ConfigError: too few rows, labels that do not fit, a model that is no classifier, training that
-                diverged, or a bundle that no longer holds the whole model.
+                diverged, a bundle that no longer holds the whole model, or a filter with nothing to
+                answer by.
         """
         self._need("both", "fit")
         fields = Schedule(
@@ -215,7 +224,8 @@ class Deployment:
         held = None if val is None else self._gather(val, "val")
         self._stop()
         asked = self._plan if codec is None else with_codec(self._plan, choose(codec))
-        plan, report = fit_plan(asked, rows, held, schedule or fields)
+        others = {name: self._gather(x, f"tail_data['{name}']") for name, x in (tail_data or {}).items()}
+        plan, report = fit_plan(asked, rows, held, schedule or fields, filter, others)
         self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)

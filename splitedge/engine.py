@@ -298,7 +298,11 @@ class Engine(RemoteSide):
         r.encoded = event.stage.number
         r.nbytes = event.nbytes
         if not r.remote_over and r.target == r.encoded:
-            self._offer(now, r)
+            gate = self.options[r.encoded].gate
+            if gate is not None and r.forced is None and event.confidence >= gate.threshold:
+                self._answer_unsent(now, r, gate, event.confidence)
+            else:
+                self._offer(now, r)
 
     def _computed(self, now: float, r: Request, stage: Stage, event: StageDone) -> None:
         """An exit or the local model gave an answer: ask again, give it, or keep it."""

@@ -14,8 +14,9 @@ import torch
 from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
 from splitedge.errors import ConfigError, RecordError
+from splitedge.gating import spare
 from splitedge.plan import Plan
-from splitedge.policy import Option, Route
+from splitedge.policy import Gate, Option, Route
 from splitedge.rows import LabelledRows
 from splitedge.segments import confidence_of
 from splitedge.thresholds import Floats
@@ -25,7 +26,7 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One column a row of data, one line an option; no link and no policy take part.
+    """One column a row of data, one line an option; no link and no policy take part, an option's filter does.
 
     Attributes:
         options: names, as in the option table.
@@ -151,21 +152,45 @@ def answer_by(
         return logits, confidence_of(logits, head.scale), 0.0
     boundary = plan.boundaries_by_name()[option.cut or ""]
     source = plan.source(boundary)
-    tensors, nbytes = _through(plan.codecs[boundary], option.level, reached[source], sizes)
+    codec = plan.codecs[boundary]
+    unpacked, nbytes = _through(codec, option.level, reached[source], sizes)
+    tensors = answered(plan, boundary, codec.expand(unpacked))
+    logits, confidence = tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option))
+    if option.gate is None:
+        return logits, confidence, nbytes
+    kept, theirs, sure = _unsent(plan, boundary, option.gate, unpacked, reached)
+    logits = torch.where(torch.from_numpy(kept)[:, None], theirs, logits)
+    return logits, np.where(kept, sure, confidence), np.where(kept, 0.0, nbytes)
+
+
+def _unsent(
+    plan: Plan, boundary: int, gate: Gate, unpacked: Tensors, reached: list[Tensors]
+) -> tuple[npt.NDArray[np.bool_], torch.Tensor, Floats]:
+    """Which rows of a batch a filter keeps from being sent, what it answers, and how sure it is."""
+    logits = None
+    if gate.exit is not None:
+        head = plan.exits[gate.exit]
+        (logits,) = head.segment(*reached[head.boundary])
+    sure = spare(plan.filters[boundary], plan.codecs[boundary].unpacked_specs, unpacked, logits)
+    return sure >= gate.threshold, plan.answers.unsent(gate, sure, logits), sure
+
+
+def answered(plan: Plan, boundary: int, decoded: Tensors) -> Tensors:
+    """The model's flat output from what the codec of a cut has decoded."""
     if plan.codecs[boundary].gives == "cut":
         for i in range(boundary, len(plan.boundaries)):
-            tensors = tuple(plan.segments[i](*tensors))
-    return tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option)), nbytes
+            decoded = tuple(plan.segments[i](*decoded))
+    return decoded
 
 
 def _through(codec: Codec, level: int, tensors: Tensors, sizes: bool) -> tuple[Tensors, Floats | float]:
-    """Encode and decode a batch; the bytes are NaN unless it is done row by row."""
+    """What the cloud unpacks of a batch; the bytes are NaN unless it is done row by row."""
     if not sizes:
-        return codec.decode(codec.encode(tensors, level)), np.nan
+        return codec.unpack(codec.encode(tensors, level)), np.nan
     payloads = [codec.encode(row, level) for row in split_rows(tensors, codec.read_specs, most=MAX_ROWS)]
     decoded = [codec.unpack(payload) for payload in payloads]
     joined = tuple(
         decoded[0][i] if spec.batch_dim is None else torch.cat([one[i] for one in decoded], spec.batch_dim)
         for i, spec in enumerate(codec.unpacked_specs)
     )
-    return codec.expand(joined), np.array([float(framed_up(payload.data)) for payload in payloads])
+    return joined, np.array([float(framed_up(payload.data)) for payload in payloads])

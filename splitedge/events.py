@@ -49,7 +49,8 @@ class StageDone:
 
     Attributes:
         head_s, encode_s: compute seconds of the two parts.
-        confidence: calibrated probability of being right (EXIT, LOCAL), the least over the rows.
+        confidence: calibrated probability of being right (EXIT, LOCAL, and of what a filter would answer in
+            place of sending: ENCODE), the least over the rows.
         nbytes: bytes of the framed message that `Send` would put on the link (ENCODE).
     """
 
@@ -214,6 +215,7 @@ class Source(StrEnum):
     LOCAL = "local"
     EXIT = "exit"
     CLOUD = "cloud"
+    FILTER = "filter"  # what the last ENCODE stage would answer in place of sending
 
 
 @dataclass(slots=True)

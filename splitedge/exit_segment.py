@@ -11,6 +11,7 @@ from splitedge.codec import DTYPES, Tensors, TensorSpec
 from splitedge.errors import ConfigError
 from splitedge.exits import ExitHead, build_exit
 from splitedge.partition import capture
+from splitedge.pooling import feature_among
 from splitedge.program import Program
 
 
@@ -36,10 +37,9 @@ class ExitSegment(nn.Module):
         Raises:
             ConfigError: no exit can stand on any of them.
         """
-        for which in reversed(range(len(specs))):
-            spec = specs[which]
-            if spec.batch_dim == 0 and len(spec.shape) >= 2 and DTYPES[spec.dtype].is_floating_point:
-                return cls(specs, which, build_exit(spec, n_classes, seed=seed).eval())
+        which = feature_among(specs)
+        if which is not None:
+            return cls(specs, which, build_exit(specs[which], n_classes, seed=seed).eval())
         crossing = ", ".join(map(str, specs))
         raise ConfigError(f"no exit can stand at '{path}': what crosses there is {crossing}; pick another")
 

@@ -9,24 +9,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from splitedge.codec import DTYPES, TensorSpec
 from splitedge.errors import ConfigError
+from splitedge.pooling import Pooling
 
 Batches = torch.Tensor | Iterable[torch.Tensor]
-
-# Convolutional maps are averaged over a grid: finer where there are few channels, as early in a network.
-_GRID, _FINE_GRID, _FEW_CHANNELS = 2, 4, 32
 
 
 class ExitHead(nn.Module):
     """A classifier on one feature tensor (BranchyNet; Teerapittayanon et al., ICPR 2016).
 
-    What it looks at depends on the feature's dimensions, batch included. 4 (N, C, H, W): averages over
-    a grid (2 x 2; 4 x 4 up to 32 channels) and the greatest value of each channel; 3 (N, T, D): after
-    a LayerNorm, the mean, the first and the last token; 2 (N, D): all; 5 or more: mean and greatest
-    value of each channel. These are standardised, then comes one hidden layer. There is no
+    What it looks at is pooled (`pooling.Pooling`) and standardised, then comes one hidden layer. There is no
     dropout and there are no batch statistics: it answers the same in training and evaluation and at
     any batch, and it can be exported.
 
@@ -44,11 +38,8 @@ class ExitHead(nn.Module):
         _check_spec(spec, n_classes)
         self.spec = spec
         self.n_classes = n_classes
-        self.norm = (
-            nn.LayerNorm(spec.shape[2], elementwise_affine=False) if len(spec.shape) == 3 else nn.Identity()
-        )
-        self.grid = _grid(spec)
-        width = self._width()
+        self.pool = Pooling(spec)
+        width = self.pool.width
         self.shift: torch.Tensor
         self.scale: torch.Tensor
         self.register_buffer("shift", torch.zeros(width))
@@ -60,28 +51,10 @@ class ExitHead(nn.Module):
         else:
             self.classifier = nn.Sequential(nn.Linear(width, n_classes))
 
-    def _width(self) -> int:
-        dims = len(self.spec.shape)
-        per_channel = {2: 1, 3: 3, 4: self.grid**2 + 1}.get(dims, 2)
-        return per_channel * self.spec.shape[2 if dims == 3 else 1]
-
-    def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """What the classifier looks at, before standardisation: (N, ...) to float32 (N, width)."""
-        x = features.float()
-        if x.dim() == 2:
-            return x
-        if x.dim() == 3:
-            x = F.layer_norm(x, x.shape[2:])
-            return torch.cat([x.mean(1), x[:, 0], x[:, -1]], dim=1)
-        if x.dim() == 4:
-            cells = F.adaptive_avg_pool2d(x, self.grid).flatten(1)
-            return torch.cat([cells, x.amax((2, 3))], dim=1)
-        x = x.flatten(2)
-        return torch.cat([x.mean(2), x.amax(2)], dim=1)
-
     def look(self, features: torch.Tensor) -> torch.Tensor:
         """What the classifier sees: pooled and standardised, float32 (N, width). Nothing here is trained."""
-        return (self.pool(features) - self.shift) * self.scale
+        pooled: torch.Tensor = self.pool(features)
+        return (pooled - self.shift) * self.scale
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (N, n_classes), float32."""
@@ -219,13 +192,6 @@ def train_exit(
         val_rows=len(held),
         seconds=time.monotonic() - started,
     )
-
-
-def _grid(spec: TensorSpec) -> int:
-    if len(spec.shape) != 4:
-        return 1
-    side = min(spec.shape[2:])
-    return min(side, _FINE_GRID if spec.shape[1] <= _FEW_CHANNELS else _GRID)
 
 
 def _check_spec(spec: TensorSpec, n_classes: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import zipfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from splitedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitedge.filtering import Filter
 
 
 def fit(
@@ -39,10 +42,21 @@ def fit(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Directory that training is resumed from and saved to.")
     ] = None,
+    filter_recall: Annotated[
+        float | None,
+        typer.Option(help="Fit a filter: of what needs the cloud, at least this part is still sent."),
+    ] = None,
+    nothing: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The filter's class for 'nothing here', answered here; else it judges an exit.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed, data and machine give the same weights.")] = 0,
     progress: Annotated[bool, typer.Option(help="Show progress bars on stderr.")] = True,
 ) -> None:
-    """Train a bundle's codecs and exits on your own rows, calibrate and measure; write a fitted bundle.
+    """Train a bundle's codecs, exits and filters on your own rows, measure; write a fitted bundle.
 
     [bold]Example[/bold]: splitedge fit my-bundle --data train.npz --val val.npz --codec bottleneck
     with numpy.savez("train.npz", x=images, y=classes); never give it the rows you test on.
@@ -63,10 +77,19 @@ def fit(
             checkpoint=checkpoint,
             seed=seed,
             progress=progress,
+            filter=_filter(filter_recall, nothing),
         )
         digest = deployment.save(target)
     sys.stdout.write(f"{report}\n")
     sys.stderr.write(f"wrote {target}; digest {digest}\n")
+
+
+def _filter(recall: float | None, nothing: int | None) -> Filter | None:
+    from splitedge.filtering import Filter
+
+    if recall is None and nothing is None:
+        return None
+    return Filter(nothing=nothing) if recall is None else Filter(recall, nothing)
 
 
 def read_rows(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -1,14 +1,16 @@
 """Train and calibrate what a plan holds, and measure its options: the work behind `Deployment.fit`.
 
-Rows never serve two ends. Learned codecs, exits and the codecs' static ranges see the training rows. Where
-there are learned codecs, a quarter of the validation rows says when their training stops, and nothing else.
-One half of the others calibrates the confidences; the other half reports them, and chooses thresholds. The
-accuracy of an option does not depend on the calibration and is measured on both halves.
+Rows never serve two ends. Learned codecs, the extra tails behind them, exits and the codecs' static ranges
+see the training rows. Where there are learned codecs, a quarter of the validation rows says when training
+stops, and nothing else. One half of the others calibrates the confidences; the other half reports them, and
+chooses thresholds. The accuracy of an option does not depend on the calibration and is measured on both
+halves, and so are the extra tails; where a filter was asked for, which it does depend on, on the second half
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -25,12 +27,14 @@ from splitedge.errors import ConfigError
 from splitedge.evaluation import Evaluation, answer_by, boundaries_of, evaluate
 from splitedge.exit_segment import ExitSegment, export_exit
 from splitedge.exits import TrainReport, train_exit
+from splitedge.filtering import Filter, FilterReport, fit_filters, places, unfiltered
 from splitedge.learning import Schedule, TrainedCodec
 from splitedge.plan import Plan, twin
 from splitedge.planner import options_of
 from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
+from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, shared, train_tails
 from splitedge.trained import STOP_PART, ready_to_train, train_codecs
 
 BATCH = 128
@@ -74,6 +78,8 @@ class FitReport:
         split: whether the validation rows were taken from the training rows.
         codecs: how the training of each learned codec went.
         stop_rows: validation rows that said when it stopped.
+        filter: what filters keep from being sent; None where none was asked for.
+        tails: how every extra tail learned to answer from their payloads.
     """
 
     sureness: tuple[Sureness, ...]
@@ -83,6 +89,8 @@ class FitReport:
     split: bool
     codecs: tuple[TrainedCodec, ...] = ()
     stop_rows: int = 0
+    filter: FilterReport | None = None
+    tails: tuple[TrainedTail, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(f"{s.name} {s.path}") for s in self.sureness)
@@ -91,12 +99,15 @@ class FitReport:
         lines = [
             f"{self.train_rows} training rows, {self.val_rows} validation rows{stop}{taken}",
             *map(str, self.codecs),
+            *map(str, self.tails),
             "",
             f"{'':<{width}}  accuracy  ECE before -> after calibration",
         ]
         for s in self.sureness:
             name = f"{s.name} {s.path}"
             lines.append(f"{name:<{width}}  {s.accuracy:>8.1%}  {s.ece_before:.3f} -> {s.ece_after:.3f}")
+        if self.filter is not None:
+            lines += ["", str(self.filter)]
         return "\n".join([*lines, "", str(self.evaluation)])
 
 
@@ -111,18 +122,22 @@ def fit_plan(
     train: LabelledRows,
     val: LabelledRows | None,
     schedule: Schedule,
+    wanted: Filter | None = None,
+    tail_data: Mapping[str, LabelledRows] | None = None,
 ) -> tuple[Plan, FitReport]:
-    """Train learned codecs and exits, calibrate, measure. The plan given is not changed.
+    """Train learned codecs, tails, exits and filters, calibrate, measure. The plan given is not changed.
 
     Args:
         plan: with all its segments, of a classifier.
         train: rows for learned codecs, exits and static ranges.
         val: rows that neither the model nor an exit was trained on; None takes 30% of `train`.
         schedule: how long and where to train, and the seed of everything drawn.
+        wanted: filters for the splits; None for none.
+        tail_data: rows with the classes of extra tails, by their names.
 
     Raises:
-        ConfigError: too few rows, labels out of range, no classifier, training diverged, or a plan that
-            lacks a part of the model.
+        ConfigError: too few rows, labels out of range, no classifier, training diverged, a plan that
+            lacks a part of the model, or one that no filter can stand in.
         CodecError: a learned codec can not be made of these tensors.
     """
     if not plan.complete:
@@ -135,15 +150,23 @@ def fit_plan(
     seed, split, stop_rows = schedule.seed, val is None, 0
     if val is None:
         train, val = train.divide(0.3, seed)
+    plan = unfiltered(plan)
+    if wanted is not None:
+        places(plan, wanted, train)  # what can not be is said before hours of training
     coded: tuple[TrainedCodec, ...] = ()
+    tails: tuple[TrainedTail, ...] = ()
+    check_tail_data(plan, tail_data or {})
     plan = ready_to_train(plan, len(train), len(val))
     if any(not recipe.unused for recipe in plan.recipes.values()):
         val, stop = val.divide(STOP_PART, seed + 2)
         stop_rows = len(stop)
-        plan, coded = train_codecs(plan, train, stop, schedule)
+        for_codecs, for_tail = shared(schedule, plan)
+        plan, coded = train_codecs(plan, train, stop, for_codecs)
+        labelled = {name: TailRows.divided(rows, seed) for name, rows in (tail_data or {}).items()}
+        plan, tails = train_tails(plan, TailRows(train, stop, val), labelled, for_tail)
     report_rows, scale_rows = val.divide(0.5, seed + 1)
     epochs = EXIT_EPOCHS if schedule.epochs is None else schedule.epochs
-    with _bar(schedule.progress, 5 + len(plan.exits)) as advance:
+    with _bar(schedule.progress, 5 + len(plan.exits) + (wanted is not None)) as advance:
         advance("reading what crosses the boundaries")
         plan = _ranged(plan, train.first(RANGE_ROWS))
         trained = []
@@ -160,13 +183,19 @@ def fit_plan(
         logits = _logits(plan, report_rows)
         plan = _evident(plan, logits, report_rows)
         sureness = _sureness(plan, logits, report_rows, trained)
+        filtered = None
+        if wanted is not None:
+            advance("training filters")
+            plan, filtered = fit_filters(plan, wanted, train, scale_rows, report_rows, seed)
         advance("measuring every option")
-        evaluation = evaluate(plan, val, sizes=False)
+        evaluation = evaluate(plan, val if wanted is None else report_rows, sizes=False)
     options = tuple(
         replace(option, accuracy=evaluation.accuracy[option.name], accuracy_measured=True)
         for option in plan.options
     )
-    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows)
+    report = FitReport(
+        tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows, filtered, tails
+    )
     return replace(plan, options=options), report
 
 

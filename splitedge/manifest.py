@@ -12,7 +12,7 @@ from splitedge.codec import TensorSpec
 from splitedge.errors import BundleError
 from splitedge.learning import Recipe
 from splitedge.plan import CutRow
-from splitedge.policy import Option, Route
+from splitedge.policy import Gate, Option, Route
 from splitedge.segments import Boundary, Evidence, ExitHead
 from splitedge.structure import spec_from_json, spec_to_json
 
@@ -115,8 +115,18 @@ class LocalEntry(_Entry):
     scale: dict[str, Any] | None
 
 
+class GateEntry(_Entry):
+    """When a filter keeps an option's payload from being sent; the fields of `policy.Gate`."""
+
+    threshold: float = Field(ge=0, le=1)
+    nothing: int | None = Field(ge=0)
+    exit: int | None = Field(ge=0)
+
+
 class OptionEntry(_Entry):
-    """A row of the option table; the fields of `policy.Option`."""
+    """A row of the option table; the fields of `policy.Option`. The filter of a gate lies in
+    `edge/filter-<boundary>`. Bundles written before there were filters have no gates.
+    """
 
     route: str
     cut: str | None
@@ -132,6 +142,7 @@ class OptionEntry(_Entry):
     bytes_up: float = Field(ge=0)
     bytes_up_q95: float = Field(ge=0)
     bytes_down: float = Field(ge=0)
+    gate: GateEntry | None = None
 
     @classmethod
     def of(cls, option: Option) -> OptionEntry:
@@ -142,7 +153,8 @@ class OptionEntry(_Entry):
         """The live object."""
         if self.route not in set(Route):
             raise BundleError(f"unknown route '{self.route}' in the option table")
-        return Option(**{**self.model_dump(), "route": Route(self.route)})
+        gate = None if self.gate is None else Gate(**self.gate.model_dump())
+        return Option(**{**self.model_dump(), "route": Route(self.route), "gate": gate})
 
 
 class CutEntry(_Entry):
@@ -218,6 +230,9 @@ def parse(plan: Mapping[str, Any]) -> PlanEntry:
         or any(r.source > r.boundary for r in entry.recipes),
         "a recipe is for no cut": any(r.boundary not in entry.cuts for r in entry.recipes),
         "an option names what is not there": any(_dangles(o, entry, names) for o in entry.options),
+        "a gate stands at no split, or names no exit or class": any(
+            _gate_dangles(o, entry) for o in entry.options
+        ),
     }
     for problem, found in problems.items():
         if found:
@@ -236,3 +251,12 @@ def _dangles(option: OptionEntry, entry: PlanEntry, names: list[str]) -> bool:
     if option.route == Route.SPLIT:
         return option.cut not in names[1:] or names.index(option.cut) not in entry.cuts
     return 0 not in entry.cuts
+
+
+def _gate_dangles(option: OptionEntry, entry: PlanEntry) -> bool:
+    gate = option.gate
+    if gate is None:
+        return False
+    if option.route != Route.SPLIT or (gate.exit is None) == (gate.nothing is None):
+        return True
+    return gate.exit is not None and gate.exit >= len(entry.exits)

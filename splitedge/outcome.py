@@ -8,13 +8,18 @@ import math
 from splitedge.errors import CloudBusy, RequestError
 from splitedge.events import Stage, StageKind
 from splitedge.paths import Paths
-from splitedge.policy import Decision, Policy, Route
+from splitedge.policy import Decision, Gate, Option, Policy, Route
 from splitedge.power import PowerModel
 from splitedge.record import Record
 from splitedge.request import NONE, Request
 from splitedge.sender import Sender
 
 _log = logging.getLogger("splitedge.engine")
+
+#: What the reason of a request that a filter ended begins with.
+FILTERED = "filtered"
+#: Name in place of an option's where a filter answered the class that means nothing.
+NOTHING = "nothing"
 
 
 def answered(
@@ -33,6 +38,25 @@ def answered(
     record.met = record.latency_s <= r.deadline_s
     record.degraded = option != r.target or r.broken
     record.reason = _fell(r, chosen.name) if record.degraded else _meant(r, policy)
+    return record
+
+
+def filtered(
+    r: Request, now: float, gate: Gate, confidence: float, paths: Paths, power: PowerModel
+) -> Record:
+    """The record of a request whose payload a filter kept from being sent. Not degraded: the option wanted
+    has that filter.
+    """
+    record = _measured(r, now, paths, power)
+    record.option = NOTHING if gate.exit is None else Option(Route.EXIT, exit=gate.exit).name
+    record.route = Route.EXIT.value
+    record.exit = -1 if gate.exit is None else gate.exit
+    record.confidence = confidence
+    record.met = record.latency_s <= r.deadline_s
+    record.reason = (
+        f"{FILTERED}: {gate.claim}, says the filter of {paths.options[r.encoded].name} with {confidence:.1%} "
+        f"confidence, its threshold is {gate.threshold:.1%}"
+    )
     return record
 
 

@@ -19,7 +19,8 @@ class Outcome:
     """What one stage gave: compute seconds, and a payload (ENCODE) or an output (EXIT, LOCAL).
 
     `output` has the structure of the model's own output; `confidence` is the calibrated probability
-    that it is right, the least over the rows, NaN where not known.
+    that it is right, the least over the rows, NaN where not known. Where the option has a gate, ENCODE gives
+    both as well: what its filter would answer in place of sending.
     """
 
     head_s: float

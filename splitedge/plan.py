@@ -10,7 +10,7 @@ import torch
 from splitedge.choice import Choice
 from splitedge.codec import Codec, load_codec
 from splitedge.learning import Recipe
-from splitedge.policy import Option
+from splitedge.policy import Gate, Option
 from splitedge.profile import Profile
 from splitedge.segments import (
     Answers,
@@ -64,6 +64,7 @@ class Plan:
         cuts: boundaries where requests may be sent to the cloud; 0 is the input (route CLOUD).
         codecs: by boundary, for every one of `cuts`.
         sources: boundary that the codec of a cut reads, for those that replace layers of the head.
+        filters: by cut, small classifiers on what the codec sends, for the options that have a gate.
         recipes: learned codecs that `fit` trains, by boundary; before it, a plain codec stands in there.
         exits: by number.
         local: the local model.
@@ -96,10 +97,16 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     sources: Mapping[int, int] = field(default_factory=dict)
     recipes: Mapping[int, Recipe] = field(default_factory=dict)
+    filters: Mapping[int, Segment] = field(default_factory=dict)
 
     def source(self, cut: int) -> int:
         """The boundary that the codec of a cut reads."""
         return self.sources.get(cut, cut)
+
+    def gate(self, cut: int, level: int) -> Gate | None:
+        """The gate of the option at a cut and a level."""
+        name = self.boundaries[cut].name
+        return next((o.gate for o in self.options if o.cut == name and o.level == level), None)
 
     def edge(self, digest: str, device: torch.device | None = None) -> EdgeSegments:
         """The edge's half, with codec objects of its own: a codec serves one thread at a time."""
@@ -117,6 +124,7 @@ class Plan:
             self.batchable,
             {self.boundaries[i].name: self.source(i) for i in self.cuts},
             device,
+            {self.boundaries[i].name: network for i, network in self.filters.items()},
         )
 
     def cloud(self, digest: str, device: torch.device | None = None) -> CloudSegments:
@@ -137,7 +145,7 @@ class Plan:
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, and what became of the learned codecs."""
+        """The notes, what became of the learned codecs, and what filters keep from being sent."""
         found, waiting = list(self.notes), dict[tuple[str, str], list[str]]()
         for cut, recipe in sorted(self.recipes.items()):
             codec, name = self.codecs[cut].name, self.boundaries[cut].name
@@ -151,6 +159,12 @@ class Plan:
                 found.append(
                     f"codec '{wanted}' on cut '{name}': its encoder stands in for the head from {reads}"
                 )
+        found += [
+            f"{option.name} is not sent where its filter is {option.gate.threshold:.1%} sure that "
+            f"{option.gate.claim}"
+            for option in self.options
+            if option.gate is not None
+        ]
         for (codec, wanted_name), names in waiting.items():
             found.append(
                 f"codec '{wanted_name}' is not trained yet, '{codec}' stands in on cut {', '.join(names)} "

@@ -50,7 +50,8 @@ def options_of(
         costs: measured on this device.
         edge_speed, cloud_speed: how many times faster than this device the real ones compute.
 
-    Accuracies are an assumed order (`accuracy_measured` is False) until `fit` measures them.
+    Accuracies are an assumed order (`accuracy_measured` is False) until `fit` measures them. Gates of the
+    plan's options stay.
     """
     table: list[Option] = []
     if plan.local is not None:
@@ -68,7 +69,10 @@ def _remote(
     plan: Plan, costs: Costs, boundary: int, level: int, edge_speed: float, cloud_speed: float
 ) -> Option:
     key = boundary, level
-    edge = (costs.head(plan.source(boundary)) + costs.encode[key]) / edge_speed
+    gate = plan.gate(boundary, level)
+    edge = costs.head(plan.source(boundary)) + costs.encode[key]
+    if gate is not None and gate.exit is not None:  # its filter needs the exit's answer
+        edge = costs.head(max(plan.source(boundary), plan.exits[gate.exit].boundary)) + costs.encode[key]
     cloud = costs.decode[key] / cloud_speed
     if plan.codecs[boundary].gives == "cut":
         cloud = cloud + costs.tail(boundary) / cloud_speed
@@ -82,8 +86,9 @@ def _remote(
         bytes_up=float(costs.nbytes[key].mean()),
         bytes_up_q95=float(np.quantile(costs.nbytes[key], 0.95)),
         bytes_down=costs.down,
+        gate=gate,
     )
-    return _edge(option, edge)
+    return _edge(option, edge / edge_speed)
 
 
 def _edge(option: Option, seconds: Floats) -> Option:

@@ -50,6 +50,28 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """A filter behind an encoder: from `threshold` on, nothing is sent and the device answers.
+
+    Attributes:
+        threshold: the confidence of the filter's answer that is needed.
+        nothing: the class that is answered; None where an exit answers.
+        exit: number of the exit whose answer is kept; None where a class is answered.
+    """
+
+    threshold: float
+    nothing: int | None = None
+    exit: int | None = None
+
+    @property
+    def claim(self) -> str:
+        """What the filter is asked whether it is true, in words."""
+        if self.exit is not None:
+            return f"exit {self.exit} is right"
+        return f"nothing is there (class {self.nothing})"
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """One way to answer a request: a route with its cut, codec and level, and what it costs a row.
 
@@ -64,6 +86,7 @@ class Option:
         edge_s, edge_s_q95: compute seconds on the device, up to the payload or the answer.
         cloud_s, cloud_s_q95: seconds of decode and tail on the server, without queueing.
         bytes_up, bytes_up_q95, bytes_down: framed bytes of one row.
+        gate: the filter that may keep its payload from being sent; None for none.
     """
 
     route: Route
@@ -80,6 +103,7 @@ class Option:
     bytes_up: float = 0.0
     bytes_up_q95: float = 0.0
     bytes_down: float = 0.0
+    gate: Gate | None = None
 
     @property
     def remote(self) -> bool:

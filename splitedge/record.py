@@ -15,7 +15,8 @@ class Record:
         rows: rows in the batch.
         deadline_s: seconds allowed, inf for none.
         planned: name of the option the policy chose first (`Option.name`).
-        option: name of the option that answered; empty when none did.
+        option: name of the option that answered; `nothing` where a filter did by a class of its own; empty
+            when none did.
         route: the route really taken; empty when the request failed.
         cut, codec, level, exit: of the option that answered ("" and -1 where they do not apply).
         forced: whether the caller named the route.

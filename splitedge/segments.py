@@ -19,9 +19,10 @@ from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
+from splitedge.gating import nothing_logits, spare
 from splitedge.parts import Flow, Outcome
 from splitedge.placing import moved, placed, settle
-from splitedge.policy import Option, Route
+from splitedge.policy import Gate, Option, Route
 from splitedge.rows import as_flat
 from splitedge.structure import LEAF, Structure, Tree
 from splitedge.thresholds import Floats, as_floats
@@ -129,6 +130,22 @@ class Answers:
             return None
         return index
 
+    @property
+    def tails(self) -> dict[str, range]:
+        """Which flat tensors each extra tail gives, by name; empty where there is one task."""
+        found, end, tree = {}, 0, self.structure.tree
+        for name, child in zip(tree.keys, tree.items, strict=True) if self.main is not None else ():
+            start, end = end, end + leaves(child)
+            if name != self.main:
+                found[str(name)] = range(start, end)
+        return found
+
+    def of_tail(self, name: str) -> Answers:
+        """An extra tail's own."""
+        tree, tensors = self.structure.tree, self.tails[name]
+        specs = self.specs[tensors.start : tensors.stop]
+        return Answers(Structure(tree.items[tree.keys.index(name)], specs))
+
     def _task(self) -> tuple[Tree, int]:
         """The tree of the main task's output, and how many tensors stand before it."""
         tree = self.structure.tree
@@ -147,6 +164,19 @@ class Answers:
         if self.logits is not None:
             confidence = float(confidence_of(tensors[self.logits], scale).min())
         return self.structure.unflatten(tensors), confidence
+
+    def unsent(self, gate: Gate, confidence: Floats, exit_logits: torch.Tensor | None) -> torch.Tensor:
+        """Logits of rows that a filter keeps from being sent: the exit's, or those of the class named.
+
+        Args:
+            gate: the filter's.
+            confidence: that the class is right, of shape (rows,).
+            exit_logits: where the gate names an exit.
+        """
+        if exit_logits is not None:
+            return exit_logits
+        assert self.logits is not None and gate.nothing is not None  # a gate names an exit or a class
+        return nothing_logits(confidence, gate.nothing, self.specs[self.logits].shape[1])
 
     def partial(self, logits: torch.Tensor) -> Any:
         """The output of an exit: `{"logits": ...}` in the model's own type where its output names logits,
@@ -172,11 +202,12 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
 @dataclass(slots=True)
 class SegmentFlow:
-    """One request in the edge's half: the tensors at every boundary the head has reached."""
+    """One request in the edge's half: the tensors at every boundary that was reached, and the exits run."""
 
     inputs: Tensors
     rows: int
     reached: dict[int, Tensors] = field(default_factory=dict)
+    exits: dict[int, torch.Tensor] = field(default_factory=dict)  # logits of those run, on the CPU
 
 
 class EdgeSegments:
@@ -196,6 +227,7 @@ class EdgeSegments:
         sources: boundary that a cut's encoder reads where it is not the cut's own, by cut name.
         device: where segments, exits and local model run; inputs are moved there, outputs are given on
             the CPU.
+        filters: by cut name, for the options that have a gate; they run on the CPU.
     """
 
     def __init__(
@@ -212,6 +244,7 @@ class EdgeSegments:
         batchable: bool = True,
         sources: Mapping[str, int] | None = None,
         device: torch.device | None = None,
+        filters: Mapping[str, Segment] | None = None,
     ) -> None:
         self._digest = digest
         self._options = tuple(options)
@@ -225,6 +258,7 @@ class EdgeSegments:
         if device is not None:
             for encoder in self._encoders.values():
                 encoder.to(device)
+        self._filters = dict(filters or {})
         self._answers = answers
         self._batchable = batchable
         self._source = {boundary.name: i for i, boundary in enumerate(self._boundaries)} | dict(sources or {})
@@ -277,7 +311,7 @@ class EdgeSegments:
             if stage.kind is StageKind.LOCAL:
                 return self._run_local(flow)
             if stage.kind is StageKind.EXIT:
-                return self._run_exit(flow, self._exits[stage.number])
+                return self._run_exit(flow, stage.number)
             return self._run_encode(flow, self._options[stage.number])
 
     def finish(self, tensors: Tensors, rows: int, option: int | None = None) -> tuple[Any, float]:
@@ -295,13 +329,19 @@ class EdgeSegments:
         output, confidence = self._answers.whole(tensors, self._local.scale)
         return Outcome(time.perf_counter() - start, confidence=confidence, output=output)
 
-    def _run_exit(self, flow: SegmentFlow, head: ExitHead) -> Outcome:
+    def _run_exit(self, flow: SegmentFlow, number: int) -> Outcome:
         start = time.perf_counter()
-        (logits,) = head.segment(*moved(self._advance(flow, head.boundary), self._device))
-        logits = logits.cpu()
-        confidence = float(confidence_of(logits, head.scale).min())
+        logits = self._exit_logits(flow, number)
+        confidence = float(confidence_of(logits, self._exits[number].scale).min())
         seconds = time.perf_counter() - start
         return Outcome(seconds, confidence=confidence, output=self._answers.partial(logits))
+
+    def _exit_logits(self, flow: SegmentFlow, number: int) -> torch.Tensor:
+        if number not in flow.exits:
+            head = self._exits[number]
+            (logits,) = head.segment(*moved(self._advance(flow, head.boundary), self._device))
+            flow.exits[number] = logits.cpu()
+        return flow.exits[number]
 
     def _run_encode(self, flow: SegmentFlow, option: Option) -> Outcome:
         if option.route not in (Route.SPLIT, Route.CLOUD):
@@ -311,8 +351,22 @@ class EdgeSegments:
         tensors = self._advance(flow, self._source[cut])
         settle(self._device)
         middle = time.perf_counter()
-        payload = self._encoders[cut].encode(tensors, option.level)
-        return Outcome(middle - start, time.perf_counter() - middle, payload=payload)
+        outcome = Outcome(middle - start, payload=self._encoders[cut].encode(tensors, option.level))
+        if option.gate is not None:
+            self._filter(flow, option, option.gate, outcome)
+        outcome.encode_s = time.perf_counter() - middle
+        return outcome
+
+    def _filter(self, flow: SegmentFlow, option: Option, gate: Gate, outcome: Outcome) -> None:
+        """Add what the option's filter would answer in place of sending, and how sure it is."""
+        encoder, payload = self._encoders[option.cut or ""], outcome.payload
+        if payload is None or payload.level != option.level:
+            return  # its threshold is for the level asked for
+        logits = None if gate.exit is None else self._exit_logits(flow, gate.exit)
+        network = self._filters[option.cut or ""]
+        confidence = spare(network, encoder.unpacked_specs, encoder.unpack(payload), logits)
+        outcome.confidence = float(confidence.min())
+        outcome.output = self._answers.partial(self._answers.unsent(gate, confidence, logits))
 
     def _advance(self, flow: SegmentFlow, boundary: int) -> Tensors:
         """The tensors at a boundary, running the segments that are still missing."""

@@ -9,9 +9,9 @@ from splitedge.compute import ComputeQueue
 from splitedge.errors import CloudUnavailable, DeadlineExceeded, RequestError
 from splitedge.estimate import LinkEstimator
 from splitedge.events import Action, Answer, CancelRemote, Fail, Source, StageKind
-from splitedge.outcome import answered, failed, typed, why_late
+from splitedge.outcome import answered, failed, filtered, typed, why_late
 from splitedge.paths import Paths, held
-from splitedge.policy import Option, Policy
+from splitedge.policy import Gate, Option, Policy
 from splitedge.power import PowerModel
 from splitedge.request import NONE, Request
 from splitedge.sender import Sender
@@ -206,6 +206,11 @@ class Settling:
             self._end(r, Answer(r.id, Source.LOCAL, -1, record))
         else:
             self._end(r, Answer(r.id, Source.EXIT, chosen.exit, record))
+
+    def _answer_unsent(self, now: float, r: Request, gate: Gate, confidence: float) -> None:
+        """The filter of the option just encoded keeps the payload here: its answer is given."""
+        record = filtered(r, now, gate, confidence, self._paths, self.power)
+        self._end(r, Answer(r.id, Source.FILTER, -1, record))
 
     def _fail(self, now: float, r: Request, error: RequestError) -> None:
         self._end(r, Fail(r.id, error, failed(r, now, error, self._paths, self.power)))

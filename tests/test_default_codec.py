@@ -179,7 +179,7 @@ def test_what_nobody_asked_for_takes_a_minute_at_most_where_no_limit_is_given(mo
         with splitedge.deploy(Net(), TRAIN[0][:8], cut=["mix", "deep"], codec=name) as deployment:
             for how in ({}, {"epochs": 1}, {"budget_s": 8.0}):
                 deployment.fit(TRAIN, VAL, progress=False, **how)
-    assert seen == [30.0, 30.0, None, None, 4.0, 4.0] + [None, None, None, None, 4.0, 4.0]
+    assert seen == [30.0, 30.0, None, None, 4.0, 4.0, None, None, None, None, 4.0, 4.0]
 
 
 def test_training_that_fails_names_the_way_out(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from engine_bench import (
@@ -44,7 +45,7 @@ from splitedge.events import (
     StageDone,
     Tick,
 )
-from splitedge.policy import Option, Route
+from splitedge.policy import Gate, Option, Route
 from splitedge.power import PowerModel
 
 # The way of a request -----------------------------------------------------------------------------------
@@ -102,6 +103,48 @@ def test_a_sure_exit_on_the_way_stops_the_request():
     assert (answer.source, answer.exit) == (Source.EXIT, 1)
     assert not answer.record.degraded
     assert answer.record.planned == SPLIT.name
+
+
+@pytest.mark.parametrize(
+    ("gate", "option", "number"), [(Gate(0.9, nothing=0), "nothing", -1), (Gate(0.9, exit=1), EXIT1.name, 1)]
+)
+def test_a_filter_that_is_sure_answers_and_nothing_is_sent(gate, option, number):
+    gated = replace(SPLIT, gate=gate)
+    bench = Bench(gated, options=(gated,), power=PowerModel(j_per_bit_up=1.0, tail_w=1.0, tail_s=1.0))
+    bench.at(0.0, Arrived(1, deadline_s=1.0))
+    answer = only(bench.at(0.01, StageDone(1, bench.encode(gated), 0.004, 0.002, 0.9, nbytes=900)), Answer)
+    assert (answer.source, answer.exit) == (Source.FILTER, -1)
+    record = answer.record
+    assert (record.planned, record.option, record.route, record.exit) == (gated.name, option, "exit", number)
+    assert (record.bytes_up, record.attempts, record.energy_j, record.confidence) == (0, 0, 0.0, 0.9)
+    assert record.reason.startswith(f"filtered: {gate.claim}")
+    assert record.met and not record.degraded
+    assert bench.engine.in_flight == 0 and bench.policy.learnt == [record]
+
+
+@pytest.mark.parametrize("confidence", [0.89, math.nan])
+def test_a_filter_that_is_not_sure_lets_the_payload_go(confidence):
+    gated = replace(SPLIT, gate=Gate(0.9, nothing=0))
+    bench = Bench(gated, options=(gated,))
+    bench.at(0.0, Arrived(1))
+    (send,) = bench.at(0.01, StageDone(1, bench.encode(gated), 0.004, 0.002, confidence, nbytes=900))
+    assert isinstance(send, Send)
+
+
+def test_a_filter_does_not_judge_a_route_that_the_caller_forced():
+    gated = replace(SPLIT, gate=Gate(0.9, nothing=0))
+    bench = Bench(gated, options=(gated,))
+    bench.at(0.0, Arrived(1, route=Route.SPLIT))
+    (send,) = bench.at(0.01, StageDone(1, bench.encode(gated), 0.004, 0.002, 0.99, nbytes=900))
+    assert isinstance(send, Send)
+
+
+def test_a_filter_answers_without_a_link_where_nothing_else_can():
+    gated = replace(SPLIT, gate=Gate(0.9, nothing=0))
+    bench = Bench(gated, options=(gated,), up=False)
+    bench.at(0.0, Arrived(1, deadline_s=1.0))
+    answer = only(bench.at(0.01, StageDone(1, bench.encode(gated), 0.004, 0.002, 0.95, nbytes=900)), Answer)
+    assert answer.source is Source.FILTER and not answer.record.degraded
 
 
 def test_an_exit_decided_at_arrival_is_reconsidered_with_its_confidence():

@@ -32,14 +32,23 @@ from splitedge.events import (
     StageKind,
     Tick,
 )
-from splitedge.policy import Decision, Observation, Option, Policy, Route
+from splitedge.policy import Decision, Gate, Observation, Option, Policy, Route
 
 TABLE = (
     Option(Route.EXIT, exit=1, accuracy=0.7, edge_s=0.004, edge_s_q95=0.005),
     Option(Route.EXIT, exit=2, accuracy=0.8, edge_s=0.009, edge_s_q95=0.011),
     Option(Route.LOCAL, accuracy=0.85, edge_s=0.02, edge_s_q95=0.03),
     Option(Route.SPLIT, cut="a", codec="int8", accuracy=0.93, edge_s=0.006, edge_s_q95=0.008, bytes_up=3000),
-    Option(Route.SPLIT, cut="b", codec="int8", accuracy=0.93, edge_s=0.012, edge_s_q95=0.014, bytes_up=1500),
+    Option(
+        Route.SPLIT,
+        cut="b",
+        codec="int8",
+        accuracy=0.93,
+        edge_s=0.012,
+        edge_s_q95=0.014,
+        bytes_up=1500,
+        gate=Gate(0.5, nothing=0),
+    ),
     Option(Route.CLOUD, codec="webp", accuracy=0.92, edge_s=0.002, edge_s_q95=0.003, bytes_up=6000),
 )
 REMOTE_ONLY = TABLE[3:]
@@ -143,7 +152,9 @@ class World:
         if fails:
             self.feed(StageFailed(request, stage, "out of memory"))
             return
-        if stage.kind is not StageKind.ENCODE:
+        if stage.kind is StageKind.ENCODE:
+            self.answerable[request].add(("filter", -1))
+        else:
             self.answerable[request].add(
                 (stage.kind.value, stage.number if stage.kind is StageKind.EXIT else -1)
             )

@@ -47,11 +47,12 @@ def run(place, *arguments):
 def test_it_trains_on_the_users_own_rows(place):
     done = run(
         place, "bundle", "--data", "train.npz", "--val", "val.npz", "--codec", "tiny:rate=0.01",
-        "--epochs", 3, "--seed", 1,
+        "--epochs", 3, "--seed", 1, "--filter-recall", 0.9, "--nothing", 0,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "codec 'tiny' at '1'" in done.stdout and "split:1/tiny:1" in done.stdout
     assert "900 training rows, 300 validation rows, 100 more" in done.stdout
+    assert "filter of split:1/tiny:1: keeps back" in done.stdout
     assert "bundle-fitted" in done.stderr
 
 

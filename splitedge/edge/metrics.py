@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from splitedge.breaker import Circuit
 from splitedge.edge.runtime import EdgeRuntime
 from splitedge.events import Stage
+from splitedge.outcome import FILTERED
 from splitedge.record import Record
 from splitedge.version import VERSION
 
@@ -69,6 +70,11 @@ class EdgeMetrics:
             ("reason",),
             registry=self.registry,
         )
+        self._filtered = Counter(
+            "splitedge_filtered",
+            "Requests that a filter answered: what was encoded was not sent.",
+            registry=self.registry,
+        )
         self._missed = Counter(
             "splitedge_deadlines_missed", "Requests not answered by their deadline.", registry=self.registry
         )
@@ -92,6 +98,8 @@ class EdgeMetrics:
         self._joules.inc(max(0.0, record.energy_j))
         if record.degraded:
             self._degraded.labels(reason_class(record.reason)).inc()
+        if record.reason.startswith(FILTERED):
+            self._filtered.inc()
         if math.isfinite(record.deadline_s) and not record.met:
             self._missed.inc()
 

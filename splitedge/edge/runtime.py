@@ -347,20 +347,25 @@ class EdgeRuntime:
             return
         for listen in self.stage_listeners:
             _tell(listen, stage, outcome.head_s + outcome.encode_s)
+        if stage.kind is StageKind.ENCODE and outcome.payload is None:
+            self._feed(StageFailed(request, stage, "the encoder gave no payload"))
+            return
         call = self._calls.get(request)
-        nbytes = 0
-        if call is not None:
-            if stage.kind is not StageKind.ENCODE:
-                number = stage.number if stage.kind is StageKind.EXIT else -1
-                call.outputs[_SOURCE[stage.kind], number] = outcome.output
-            elif outcome.payload is None:
-                self._feed(StageFailed(request, stage, "the encoder gave no payload"))
-                return
-            elif self._remote is not None:
-                call.payloads[stage.number] = outcome.payload
-                left_s = call.deadline_at - self._clock()
-                nbytes = self._remote.prepare(request, stage.number, left_s, outcome.payload)
+        nbytes = 0 if call is None else self._keep(call, request, stage, outcome)
         self._feed(StageDone(request, stage, outcome.head_s, outcome.encode_s, outcome.confidence, nbytes))
+
+    def _keep(self, call: _Call, request: int, stage: Stage, outcome: Outcome) -> int:
+        """Keep what a stage gave; framed bytes of the message where it is a payload."""
+        if stage.kind is not StageKind.ENCODE:
+            number = stage.number if stage.kind is StageKind.EXIT else -1
+            call.outputs[_SOURCE[stage.kind], number] = outcome.output
+            return 0
+        call.outputs[Source.FILTER, -1] = outcome.output
+        if outcome.payload is None or self._remote is None:
+            return 0
+        call.payloads[stage.number] = outcome.payload
+        left_s = call.deadline_at - self._clock()
+        return self._remote.prepare(request, stage.number, left_s, outcome.payload)
 
     # The cloud ------------------------------------------------------------------------------------
 
