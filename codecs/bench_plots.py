@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 #: Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = {"ours": "-", "published": (0, (5, 2)), "baseline": (0, (1, 1.5))}
-MARKS = {"ours": "o", "published": "s", "baseline": "^"}
+#: The families of a kind take the colours in turn, and once these are used up the next mark.
+MARKS = {"ours": "oD", "published": "sP", "baseline": "^v<>"}
 
 
 def draw(outcome: Outcome, rate: Path, size: Path) -> None:
@@ -55,11 +56,12 @@ def _curves(axes: Axes, outcome: Outcome, at: Callable[[Point], float]) -> None:
     from matplotlib.ticker import LogLocator
 
     families = [f for f in outcome.families() if f != "dedicated"]
-    nowhere = []
-    for n, family in enumerate(families):
+    nowhere, drawn = [], dict.fromkeys(MARKS, 0)
+    for family in families:
         points = sorted((p for p in outcome.family(family) if at(p) > 0), key=at)
         if points:
-            _curve(axes, points, at, COLOURS[n % len(COLOURS)])
+            _curve(axes, points, at, drawn[points[0].kind])
+            drawn[points[0].kind] += 1
         else:
             nowhere.append(family)
     right = 100 * float(outcome.whole.mean())
@@ -87,16 +89,17 @@ def _curves(axes: Axes, outcome: Outcome, at: Callable[[Point], float]) -> None:
     axes.set_axisbelow(True)
 
 
-def _curve(axes: Axes, points: Sequence[Point], at: Callable[[Point], float], colour: str) -> None:
+def _curve(axes: Axes, points: Sequence[Point], at: Callable[[Point], float], n: int) -> None:
     kind = points[0].kind
+    marks = MARKS[kind]
     ends = [accuracy_interval(p.correct) for p in points]
     axes.errorbar(
         [at(p) for p in points],
         [100 * end.value for end in ends],
         yerr=[[100 * (e.value - e.low) for e in ends], [100 * (e.high - e.value) for e in ends]],
-        color=colour,
+        color=COLOURS[n % len(COLOURS)],
         linestyle=LINES[kind],
-        marker=MARKS[kind],
+        marker=marks[n // len(COLOURS) % len(marks)],
         markersize=4.5,
         lw=2.0 if kind == "ours" else 1.3,
         elinewidth=0.8,

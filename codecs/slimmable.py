@@ -9,6 +9,7 @@ has one set of weights, with norms of its own for each level.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -30,6 +31,8 @@ from splitedge.errors import CodecError
 from splitedge.learning import Schedule, Task
 
 MOST_LEVELS = 8
+#: Training rows that caps are measured on, and what they have above the longest.
+CAPPED_ROWS, SPARE = 1000, 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,9 @@ class Slimmable(LatentCodec):
 
     Args:
         prefixes: channels of each level.
+        caps: most bytes a row of each level, measured on training rows; an input that would take more is sent
+            at the next level below, so that no unlikely input, nor one made for it, costs what it likes. The
+            lowest level has no other cap than its packed size. None for packed sizes alone.
     """
 
     name: ClassVar[str] = "slimmable"
@@ -146,9 +152,11 @@ class Slimmable(LatentCodec):
         gives: Sequence[TensorSpec] | None = None,
         *,
         prefixes: Sequence[int],
+        caps: Sequence[int] | None = None,
         **made: Any,
     ) -> None:
         super().__init__(reads, gives, **made)
+        self._caps = None if caps is None else tuple(caps)
         self._groups = ChannelGroups(self._tables, self._latent.positions, prefixes)
         self._prefixes = tuple(prefixes)
 
@@ -169,11 +177,14 @@ class Slimmable(LatentCodec):
         return latent.spec, TensorSpec((1,), "int64", 0)
 
     def max_body(self, level: int, rows: int) -> int:
-        """All channels of the level packed, and the lengths of their groups."""
-        return self._groups.max_bytes(level, rows)
+        """All channels of the level packed, and the lengths of their groups; or the cap of the level."""
+        packed = self._groups.max_bytes(level, rows)
+        return packed if self._caps is None or not level else min(packed, self._caps[level] * rows)
 
     def lower(self, payload: Payload, level: int) -> Payload:
         """What `encode` would have made for a lower level, cut off from a payload; no network runs.
+
+        As there, a body over that level's cap is cut down to the next one below.
 
         Raises:
             CodecError: the payload is damaged or another codec's, or of a lower level than that.
@@ -182,7 +193,11 @@ class Slimmable(LatentCodec):
         now, rows, body = self._opened(payload, MAX_ROWS)
         if level > now:
             raise CodecError(f"a payload of level {now} holds no level {level}; encode the input again")
-        return self._sealed(level, rows, bytes(self._groups.beginning(body, now, rows, level)))
+        found = self._groups.beginning(body, now, rows, level)
+        while level and len(found) > self.max_body(level, rows):
+            level -= 1
+            found = self._groups.beginning(body, now, rows, level)
+        return self._sealed(level, rows, bytes(found))
 
     def _encode(self, tensors: Tensors, level: int, rows: int) -> bytes:
         return self._groups.encode(self.codes(tensors), level)
@@ -194,14 +209,24 @@ class Slimmable(LatentCodec):
         return latent.view(self._latent.spec.shape_at(rows)), torch.full((rows,), level)
 
     def _settings(self) -> dict[str, Any]:
-        return {"prefixes": list(self._prefixes)}
+        caps = {} if self._caps is None else {"caps": list(self._caps)}
+        return {"prefixes": list(self._prefixes), **caps}
 
     @classmethod
     def _read_settings(cls, config: dict[str, Any]) -> dict[str, Any]:
         prefixes = config.get("prefixes")
         if not isinstance(prefixes, list) or not all(_whole(n, 1, 4096) for n in prefixes):
             raise CodecError(f"the saved state of '{cls.name}' lacks the channels of its levels")
-        return {"prefixes": prefixes}
+        caps = config.get("caps")
+        if caps is None:
+            return {"prefixes": prefixes}
+        if (
+            not isinstance(caps, list)
+            or len(caps) != len(prefixes)
+            or not all(_whole(n, 1, 1 << 24) for n in caps)
+        ):
+            raise CodecError(f"the saved state of '{cls.name}' has caps that are none")
+        return {"prefixes": prefixes, "caps": caps}
 
     # Out of training ------------------------------------------------------------------------------
 
@@ -209,6 +234,15 @@ class Slimmable(LatentCodec):
     def answering(cls, student: Student) -> nn.Module:
         """The network of the cloud: latents and the level of each row to the model's flat output."""
         return Answering(by_row(student.decoder), student.tail)
+
+    def _capped(self, task: Task, teacher: Teacher) -> Self:
+        """The same with caps: what the longest of some training rows took, and a quarter more."""
+        rows = task.train.first(CAPPED_ROWS).batches(1)
+        codes = [self.codes((teacher.reads(row.inputs),)) for row in rows]
+        longest = [max(len(self._groups.encode(one, i)) for one in codes) for i in range(len(self._prefixes))]
+        state = self.state()
+        config = state.config | {"caps": [math.ceil(SPARE * n) for n in longest]}
+        return self.from_state(replace(state, config=config), self.read_specs, self.give_specs)
 
     @classmethod
     def check(cls, reads: Sequence[TensorSpec], cut: Sequence[TensorSpec], **options: Any) -> None:
@@ -235,5 +269,7 @@ class Slimmable(LatentCodec):
         )
         teacher = Teacher(task)
         epochs = train(student, teacher, task, schedule, DISTIL_THEN_TUNE)
-        codec = cls.made(task, teacher, student, latent, coding.uniform(), prefixes=prefixes)
+        codec = cls.made(task, teacher, student, latent, coding.uniform(), prefixes=prefixes)._capped(
+            task, teacher
+        )
         return codec, *codec.measured(teacher, task), epochs

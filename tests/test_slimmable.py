@@ -147,6 +147,27 @@ def test_rows_of_several_levels_are_decoded_in_one_batch(codec):
     assert not torch.allclose(outputs[0], outputs[2]) and not torch.allclose(outputs[1], outputs[2])
 
 
+def test_an_input_that_inflates_its_payload_is_sent_at_a_lower_level(codec):
+    noise = 5 * torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    images = torch.cat([rows(32)[0], noise])
+    state = codec.state()
+    top = len(codec.levels) - 1
+    sizes = sorted(codec.encode((image[None],)).nbytes - HEADER.size for image in images)
+    caps = [*state.config["caps"][:-1], sizes[len(sizes) // 4]]
+    tight = Slimmable.from_state(
+        replace(state, config=state.config | {"caps": caps}), codec.read_specs, codec.give_specs
+    )
+    sent = [tight.encode((image[None],)) for image in images]
+    assert {payload.level for payload in sent} >= {top, top - 1}
+    assert all(payload.nbytes <= tight.max_bytes(payload.level) for payload in sent)
+    for image, payload in zip(images, sent, strict=True):
+        tight.decode(payload)
+        long = codec.encode((image[None],))
+        if payload.level < long.level == top:
+            with pytest.raises(CodecError, match="at most"):
+                tight.decode(long.data)
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_what_is_damaged_is_refused(codec, level):
     images, _ = rows(1)
