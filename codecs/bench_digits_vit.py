@@ -8,7 +8,7 @@ from torch import nn
 from splitedge.codecs.bench_digits import SIDE, conv, digit_rows, subject_of, trained
 from splitedge.codecs.bench_subject import Subject
 
-WIDTH, HEADS, BLOCKS = 32, 4, 4
+WIDTH, HEADS, BLOCKS = 32, 2, 3
 
 
 class DigitViT(nn.Module):
