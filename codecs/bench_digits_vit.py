@@ -11,7 +11,7 @@ from splitedge.codecs.bench_digits import SIDE, conv, digit_rows, subject_of, tr
 from splitedge.codecs.bench_subject import Subject
 from splitedge.codecs.contenders import Place
 
-WIDTH, HEADS, BLOCKS = 32, 4, 4
+WIDTH, HEADS, BLOCKS = 32, 2, 3
 
 
 class DigitViT(nn.Module):
