@@ -3,8 +3,9 @@
     python benchmarks/rate_distortion.py --quick
     python benchmarks/rate_distortion.py --data cifar10 --budget 600 --keep trained --out plots
 
-On digits by default (offline, a small CNN); on CIFAR-10 with the published ResNet-56 where
-../shared/data, or SPLITEDGE_DATA, has both. `splitedge bench codecs` runs the same on digits.
+On digits by default (offline, a small CNN), or with a small vision transformer (`digits-vit`); on CIFAR-10
+with the published ResNet-56 where ../shared/data, or SPLITEDGE_DATA, has both. `splitedge bench codecs` runs
+the same on digits.
 docs/rate-distortion.md says what the figures mean.
 """
 
@@ -21,6 +22,7 @@ import torch
 from common import Report, show_machine
 
 from splitedge.codecs.bench_digits import digits
+from splitedge.codecs.bench_digits_vit import digits_vit
 from splitedge.codecs.bench_goals import Figure as Found
 from splitedge.codecs.bench_subject import Subject
 from splitedge.codecs.commands import Request, conduct
@@ -39,7 +41,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--data", choices=("digits", "digits-vit", "cifar10"), default="digits")
     parser.add_argument(
         "--quick", action="store_true", help="under 45 s on 2 cores: few contenders, 3 s each"
     )
@@ -113,7 +115,8 @@ def main() -> None:
     """Run, print, write."""
     args = options()
     show_machine("rate-distortion: bytes against accuracy")
-    subject = digits() if args.data == "digits" else cifar10(DATA, args.train_rows)
+    made = {"digits": digits, "digits-vit": digits_vit, "cifar10": lambda: cifar10(DATA, args.train_rows)}
+    subject = made[args.data]()
     asked = Request(
         args.quick,
         tuple(args.only),

@@ -60,7 +60,8 @@ def codecs(
     subject: Annotated[
         str,
         typer.Option(
-            help="`digits`, or module:function that makes a splitedge.codecs.bench_subject.Subject."
+            help="`digits`, `digits-vit` (the same for a vision transformer), or module:function that makes "
+            "a splitedge.codecs.bench_subject.Subject."
         ),
     ] = "digits",
     quick: Annotated[bool, typer.Option("--quick", help="Few contenders, 3 s of training each.")] = False,
@@ -148,9 +149,13 @@ def _subject(name: str) -> Subject:
 
     if name == "digits":
         return digits()
+    if name == "digits-vit":
+        from splitedge.codecs.bench_digits_vit import digits_vit
+
+        return digits_vit()
     module, colon, function = name.partition(":")
     if not colon:
-        raise ConfigError(f"no subject '{name}'; give 'digits' or module:function")
+        raise ConfigError(f"no subject '{name}'; give 'digits', 'digits-vit' or module:function")
     try:
         made = getattr(import_module(module), function)()
     except (ImportError, AttributeError) as error:

@@ -78,7 +78,8 @@ OURS = (
         Contender(f"entropic {n} B", "entropic", "entropic", "ours", "learned", {"nbytes": n, "channels": 8})
         for n in (31, 44, 62, 92)
     ),
-    Contender("tokens", "tokens", "tokens", "ours", "learned"),
+    Contender("tokens", "tokens", "tokens", "ours", "learned", quick=True),
+    Contender("tokens middle", "tokens middle", "tokens", "ours", "middle"),
 )
 
 #: Recipes of the literature: same data, budget and encoder place.

@@ -65,8 +65,10 @@ def goodness(
         features = (wanted.cut, *wanted.taps)
         return -float(loss_of(stage, found, wanted.outputs, features, labels, logits)) * len(labels)
     if wanted is not None:
-        values = [[answer.cut, *answer.taps, *answer.outputs] for answer in (found, wanted)]
-        good = -float(distortion(*values)) * len(labels)
+        far = distortion(found.outputs, wanted.outputs)
+        if stage.distil:
+            far = far + distortion([found.cut, *found.taps], [wanted.cut, *wanted.taps])
+        good = -float(far) * len(labels)
     else:
         assert logits is not None
         good = int((found.outputs[logits].argmax(1) == labels).sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,12 +20,15 @@ from torch import nn
 from splitedge.codec import DTYPES, CodecState, Gives, Network, Tensors, TensorSpec
 from splitedge.codecs.nets import Latent, fused
 from splitedge.codecs.range_coder import RangeCoder
+from splitedge.codecs.stages import TAIL
 from splitedge.codecs.states import check_config, config_of
-from splitedge.codecs.student import Chain, Student, Teacher
+from splitedge.codecs.student import Chain, Student, Teacher, chain_of
 from splitedge.codecs.tables import Tables
+from splitedge.codecs.tail_student import Listener
+from splitedge.codecs.training import train
 from splitedge.codecs.uniform import Uniform
 from splitedge.errors import CodecError
-from splitedge.learning import LearnedCodec, Task
+from splitedge.learning import LearnedCodec, Schedule, Task
 from splitedge.partition import capture
 from splitedge.program import Program
 
@@ -195,7 +199,7 @@ class LatentCodec(LearnedCodec):
             settings: the family's own, as its constructor takes them.
         """
         encoder = program_of(fused(student.encoder), (task.reads[0],))
-        decoder = program_of(cls.answering(student), cls.decoder_specs(latent))
+        decoder = cls._decoder_of(task, student, latent)
         blank = cls(
             task.reads,
             task.outputs.specs,
@@ -217,8 +221,33 @@ class LatentCodec(LearnedCodec):
         return cls.from_state(blank.state(), task.reads, task.outputs.specs)
 
     @classmethod
+    def _decoder_of(cls, task: Task, student: Student, latent: Latent) -> Program:
+        """What answers in the cloud; extra tails, as they are, behind copies of the decoder."""
+        others = [student.before(chain_of(task, outputs)) for outputs in task.tails.values()]
+        specs = cls.decoder_specs(latent)
+        return together([program_of(cls.answering(each), specs) for each in (student, *others)], specs)
+
+    def taught(self, task: Task, outputs: range, schedule: Schedule) -> tuple[Self, int]:
+        """See `LearnedCodec.taught`. A tail learns together with a decoder of its own, by `stages.TAIL`."""
+        if self._decoder is None:
+            raise CodecError("this half of the bundle holds no decoder; load side='cloud'")
+        assert isinstance(self._decoder, Program)  # `digest_of` takes no other
+        mine = self.from_state(self.state(), self.read_specs, self.give_specs)  # training moves it about
+        student = Listener(mine, self._decoder.copy(outputs))
+        epochs = train(student, Teacher(task), task, schedule, TAIL)
+        every = range(len(self.give_specs))
+        others = [
+            self._decoder.copy(some) for some in (every[: outputs.start], every[outputs.stop :]) if some
+        ]
+        decoder = together([others[0], student.learned(), *others[1:]], self.unpacked_specs)
+        state = self.state()
+        networks = state.config["networks"] | {"decoder": digest_of(decoder)}
+        state = replace(state, config=state.config | {"networks": networks}, decoder=decoder)
+        return self.from_state(state, self.read_specs, self.give_specs), epochs
+
+    @classmethod
     def answering(cls, student: Student) -> nn.Module:
-        """The network of the cloud: what `unpacked_specs` say to the model's flat output."""
+        """The network of the cloud: what `unpacked_specs` say to the flat output of the student's task."""
         return Answering(fused(student.decoder), student.tail)
 
     @classmethod
@@ -254,6 +283,23 @@ class Answering(nn.Module):
         """float32 (N, channels, *grid), and what else the decoder takes, to the flat outputs."""
         outputs: Tensors = self.tail(self.decoder(*tensors))[0]
         return outputs
+
+
+class Together(nn.Module):
+    """Several networks on the same tensors; their flat outputs one after the other."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        """What each takes to what all give."""
+        return tuple(output for network in self.networks for output in network(*tensors))
+
+
+def together(programs: Sequence[Program], specs: Sequence[TensorSpec]) -> Program:
+    """One program that gives what all of them give; all take what the specs say."""
+    return programs[0] if len(programs) == 1 else program_of(Together(programs), specs)
 
 
 def program_of(network: nn.Module, specs: Sequence[TensorSpec]) -> Program:

@@ -23,7 +23,7 @@ from splitedge.rows import LabelledRows
 
 BATCH = 250
 TIMED_ROWS = 40
-SWITCHES = 20
+SWITCHES = 60
 WARM_UP = 5
 
 

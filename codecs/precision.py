@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from splitedge.codec import Tensors
 
@@ -13,7 +14,7 @@ _CPU = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     return any(bool(getattr(torch.cpu, name, bool)()) for name in _CPU)
@@ -28,6 +29,11 @@ def mixed(device: torch.device, wanted: str = "auto") -> torch.autocast:
     """
     on = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+
+def placed(network: nn.Module, device: torch.device, layout: torch.memory_format) -> None:
+    """Move a network, its convolutions' weights laid out like that."""
+    network.to(device=device, memory_format=layout)  # type: ignore[call-overload]  # missing in torch's stubs
 
 
 def channels_last(tensors: Tensors) -> Tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from splitedge.codec import TensorSpec
 from splitedge.codecs.macs import macs
@@ -31,6 +31,23 @@ FEW = 1_000_000
 #: The decoder takes at most as many as the whole model, or so many.
 FEW_IN_CLOUD = 5_000_000
 
+Options = TypeVar("Options")
+
+
+def read_options(kind: type[Options], options: Mapping[str, Any]) -> Options:
+    """A dataclass of options from what a user said.
+
+    Raises:
+        CodecError: no such option, or a value out of range.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise CodecError(f"no option '{name}'.{hint} (there are {', '.join(known)})")
+    return kind(**options)
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -40,8 +57,8 @@ class Sizes:
         channels: of the latent; None for about 256 values in all, at most half as many as are read.
         stride: how much smaller the latent's grid is than what is read, a power of two; None by its size.
         width: channels of the encoder's last convolutions; None for the widest whose encoder takes at most
-            5% of the model's multiply-accumulates (or a million, if that is more), and never more than the
-            layers it replaces.
+            5% of the model's multiply-accumulates (or a million, if that is more; extra tails left out), and
+            never more than the layers it replaces.
         blocks, decoder_blocks: residual blocks on the latent's grid, in encoder and decoder.
         decoder_width: channels of the decoder's convolutions; None for 96, or the cut's up to 256, or
             less for a small model.
@@ -61,13 +78,7 @@ class Sizes:
         Raises:
             CodecError: no such option, or a value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise CodecError(f"no option '{name}'.{hint} (there are {', '.join(known)})")
-        return cls(**options)
+        return read_options(cls, options)
 
     def __post_init__(self) -> None:
         limits = {"channels": (1, 1024), "width": (8, 1024), "blocks": (0, 16), "decoder_blocks": (0, 64)}
@@ -98,7 +109,7 @@ class Sizes:
             return self.width
         latent, stride = self.latent(task.reads, task.cut)
         head = macs(task.head, task.reads)
-        limit = max(SHARE * (head + macs(task.tail, task.cut)), min(head, FEW))
+        limit = max(SHARE * (head + macs(task.tail_of(), task.cut)), min(head, FEW))
         for width in WIDTHS:
             encoder = encoder_for(task.reads[0], latent, stride, width, self.blocks).eval()
             if macs([encoder], task.reads) <= limit:
@@ -112,7 +123,7 @@ class Sizes:
         if self.decoder_width is not None:
             return self.decoder_width
         latent, _ = self.latent(task.reads, task.cut)
-        limit = max(macs(task.head, task.reads) + macs(task.tail, task.cut), FEW_IN_CLOUD)
+        limit = max(macs(task.head, task.reads) + macs(task.tail_of(), task.cut), FEW_IN_CLOUD)
         widths = decoder_widths(latent, task.cut[0])
         for width in widths:
             decoder = decoder_for(latent, task.cut[0], self.decoder_blocks, width).eval()

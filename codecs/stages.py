@@ -47,6 +47,9 @@ DISTIL_THEN_TUNE = (
     Stage("tune", 0.25, 5e-4, distil=1.0, answer=1.0),
 )
 
+#: An extra tail behind payloads that another task has fixed.
+TAIL = (Stage("tail", 1.0, 1e-3, answer=1.0, frozen=("encoder", "coding")),)
+
 #: SC2's CR+BQ (Matsubara et al., TMLR 2023, section 5): features distilled in one stage, in float; 8-bit
 #: codes are put in afterwards.
 CR_BQ = (Stage("distil", 1.0, 1e-3, distil=1.0, frozen=("tail",), quantised=False),)

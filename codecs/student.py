@@ -7,13 +7,14 @@ that one can be told how far it is from the other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
 
-from splitedge.codec import DTYPES, Tensors
+from splitedge.codec import DTYPES, Tensors, TensorSpec
 from splitedge.learning import Task
 from splitedge.program import Program
 from splitedge.segments import spec_of
@@ -25,7 +26,7 @@ class Answer(NamedTuple):
 
     Attributes:
         cut: the cut's tensor.
-        outputs: the model's flat output.
+        outputs: the flat output of the main task.
         taps: values inside the tail.
         bits: code length of every row, float32 (N,); None where it is fixed.
     """
@@ -74,10 +75,19 @@ class Chain(nn.Module):
         return tensors, tuple(taps)
 
 
-def chain_of(task: Task) -> Chain:
-    """The tail of a task with its taps, its weights a copy."""
-    example = tuple(torch.zeros(spec.shape_at(1), dtype=DTYPES[spec.dtype]) for spec in task.cut)
-    return Chain(task.tail, example)
+def chain_of(task: Task, outputs: Sequence[int] | None = None) -> Chain:
+    """The tail of a task with its taps, its weights a copy.
+
+    Args:
+        task: of one tail or several.
+        outputs: flat outputs that it gives; None for those of the main task.
+    """
+    return Chain(task.tail_of(outputs), zeros(task.cut))
+
+
+def zeros(specs: Sequence[TensorSpec]) -> Tensors:
+    """One row of tensors as the specs say."""
+    return tuple(torch.zeros(spec.shape_at(1), dtype=DTYPES[spec.dtype]) for spec in specs)
 
 
 class Student(nn.Module):
@@ -92,6 +102,12 @@ class Student(nn.Module):
     def __init__(self, encoder: nn.Module, coding: Coding, decoder: nn.Module, tail: Chain) -> None:
         super().__init__()
         self.encoder, self.coding, self.decoder, self.tail = encoder, coding, decoder, tail
+
+    def before(self, tail: Chain) -> Self:
+        """A copy that stands before another tail."""
+        other = copy.deepcopy(self)
+        other.tail = tail
+        return other
 
     def draw(self, generator: torch.Generator) -> Sequence[int]:
         """Levels that one step trains."""

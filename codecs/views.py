@@ -19,6 +19,8 @@ SHARE = 0.25
 #: Values a row beyond which a tensor is kept in 8 bits.
 SMALL = 1024
 
+#: Of a batch: view, first row.
+Key = tuple[int, int]
 #: A tensor as it is kept: itself, or its codes and their step.
 _Kept = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
@@ -39,7 +41,7 @@ class Views:
 
     def __init__(self, rows: LabelledRows, schedule: Schedule) -> None:
         self._rows, self._schedule = rows, schedule
-        self._kept: dict[tuple[int, int, str], tuple[_Kept, ...]] = {}
+        self._kept: dict[tuple[Key, str], tuple[_Kept, ...]] = {}
         self._room = int(SHARE * psutil.virtual_memory().available)
 
     @property
@@ -52,7 +54,7 @@ class Views:
         size, rows = self._schedule.batch_size, len(self._rows)
         return (start for start in range(0, rows, size) if rows == 1 or rows - start > 1)
 
-    def epoch(self, number: int) -> Iterator[tuple[tuple[int, int], Tensors, torch.Tensor]]:
+    def epoch(self, number: int) -> Iterator[tuple[Key, Tensors, torch.Tensor]]:
         """Batches of an epoch: a key that `answers` takes, flat inputs, labels."""
         view, schedule = number % VIEWS, self._schedule
         generator = torch.Generator().manual_seed(schedule.seed * 7919 + view)
@@ -62,7 +64,7 @@ class Views:
             inputs = augment_of(schedule.augment, rows.inputs)(rows.inputs, generator)
             yield (view, start), inputs, rows.labels
 
-    def answers(self, key: tuple[int, int], what: str, ask: Callable[[], Tensors]) -> Tensors:
+    def answers(self, key: Key, what: str, ask: Callable[[], Tensors]) -> Tensors:
         """What the teacher says to the batch of this key, on the CPU where it was kept.
 
         Large float tensors are kept as 8-bit codes over their range, an error of 0.2% of the extreme, far
@@ -73,14 +75,14 @@ class Views:
             what: name of what is asked for.
             ask: asks the teacher.
         """
-        found = self._kept.get((*key, what))
+        found = self._kept.get((key, what))
         if found is not None:
             return tuple(t if isinstance(t, torch.Tensor) else _restored(*t) for t in found)
         said = ask()
         size = sum(t.numel() if _large(t) else t.numel() * t.element_size() for t in said)
         if size <= self._room:
             self._room -= size
-            self._kept[(*key, what)] = tuple(_coded(t) if _large(t) else t.detach().cpu() for t in said)
+            self._kept[key, what] = tuple(_coded(t) if _large(t) else t.detach().cpu() for t in said)
         return said
 
 

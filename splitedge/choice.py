@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,10 @@ from splitedge.registry import lookup
 
 #: `"bottleneck"`, `"bottleneck:channels=4,bits=3"`, or `("bottleneck", {"channels": 4, "bits": 3})`.
 CodecLike = str | tuple[str, Mapping[str, Any]]
+
+
+#: Between two options; a comma inside brackets belongs to a list.
+_COMMA = re.compile(r",(?![^\[]*\])")
 
 
 class Default(str):
@@ -70,7 +75,7 @@ class Choice:
 
 
 def choose(wanted: CodecLike) -> Choice:
-    """Read what a user asked for. Values behind `=` are JSON (`4`, `0.5`, `true`), or else plain text.
+    """Read what a user asked for. Values behind `=` are JSON (`4`, `0.5`, `true`, `[1,2]`), or plain text.
 
     Raises:
         UnknownName: no such codec.
@@ -87,7 +92,7 @@ def choose(wanted: CodecLike) -> Choice:
 
 def _options(wanted: str, text: str) -> dict[str, Any]:
     found = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, _COMMA.split(text)):
         key, equals, value = part.partition("=")
         if not equals or not key.isidentifier():
             raise ConfigError(f"codec '{wanted}': expected name:key=value,key=value, got '{part}'")

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -177,8 +178,9 @@ class Deployment:
         schedule: Schedule | None = None,
         codec: CodecLike | None = None,
         filter: Filter | None = None,
+        tail_data: Mapping[str, Any] | None = None,
     ) -> FitReport:
-        """Train learned codecs, exits and filters, calibrate confidences and codecs, measure every option.
+        """Train learned codecs, tails behind them, exits and filters; calibrate; measure every option.
 
         The model itself is not changed. Give validation rows that the model was not trained on: what is
         measured on others flatters.
@@ -198,6 +200,8 @@ class Deployment:
             codec: a learned codec for every cut, in place of those that `deploy` was asked for.
             filter: for every cut: where it is sure that nothing is there, or that an exit is right, nothing
                 is sent. None for none; one that was fitted before goes.
+            tail_data: (x, y) as `train` for extra tails behind a learned codec, by name, y their own class
+                numbers. A tail that is not named is taught by its original on the rows of `train`.
 
         Raises:
             ConfigError: too few rows, labels that do not fit, a model that is no classifier, training that
@@ -220,7 +224,8 @@ class Deployment:
         held = None if val is None else self._gather(val, "val")
         self._stop()
         asked = self._plan if codec is None else with_codec(self._plan, choose(codec))
-        plan, report = fit_plan(asked, rows, held, schedule or fields, filter)
+        others = {name: self._gather(x, f"tail_data['{name}']") for name, x in (tail_data or {}).items()}
+        plan, report = fit_plan(asked, rows, held, schedule or fields, filter, others)
         self._plan = measured_again(plan, rows)
         self._digest = None
         self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)

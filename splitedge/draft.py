@@ -180,9 +180,9 @@ def _recipes(
             refused.setdefault(str(error), []).append(cut)
         else:
             recipes[cut] = Recipe(choice.name, source, choice.options, choice.default)
-    for why, where in refused.items():
+    for why, places in refused.items():
         notes.append(
-            f"codec '{PLAIN}' on {_named(where, pieces)}: the default '{choice}' can not work there ({why})"
+            f"codec '{PLAIN}' on {_named(places, pieces)}: the default '{choice}' can not work there ({why})"
         )
     return recipes
 

@@ -154,10 +154,7 @@ def answer_by(
     source = plan.source(boundary)
     codec = plan.codecs[boundary]
     unpacked, nbytes = _through(codec, option.level, reached[source], sizes)
-    tensors = codec.expand(unpacked)
-    if codec.gives == "cut":
-        for i in range(boundary, len(plan.boundaries)):
-            tensors = tuple(plan.segments[i](*tensors))
+    tensors = answered(plan, boundary, codec.expand(unpacked))
     logits, confidence = tensors[at], confidence_of(tensors[at], plan.answers.scale_of(option))
     if option.gate is None:
         return logits, confidence, nbytes
@@ -176,6 +173,14 @@ def _unsent(
         (logits,) = head.segment(*reached[head.boundary])
     sure = spare(plan.filters[boundary], plan.codecs[boundary].unpacked_specs, unpacked, logits)
     return sure >= gate.threshold, plan.answers.unsent(gate, sure, logits), sure
+
+
+def answered(plan: Plan, boundary: int, decoded: Tensors) -> Tensors:
+    """The model's flat output from what the codec of a cut has decoded."""
+    if plan.codecs[boundary].gives == "cut":
+        for i in range(boundary, len(plan.boundaries)):
+            decoded = tuple(plan.segments[i](*decoded))
+    return decoded
 
 
 def _through(codec: Codec, level: int, tensors: Tensors, sizes: bool) -> tuple[Tensors, Floats | float]:

@@ -1,15 +1,16 @@
 """Train and calibrate what a plan holds, and measure its options: the work behind `Deployment.fit`.
 
-Rows never serve two ends. Learned codecs, exits and the codecs' static ranges see the training rows. Where
-there are learned codecs, a quarter of the validation rows says when their training stops, and nothing else.
-One half of the others calibrates the confidences; the other half reports them, and chooses thresholds. The
-accuracy of an option does not depend on the calibration and is measured on both halves; where a filter was
-asked for, which it does depend on, on the second half alone.
+Rows never serve two ends. Learned codecs, the extra tails behind them, exits and the codecs' static ranges
+see the training rows. Where there are learned codecs, a quarter of the validation rows says when training
+stops, and nothing else. One half of the others calibrates the confidences; the other half reports them, and
+chooses thresholds. The accuracy of an option does not depend on the calibration and is measured on both
+halves, and so are the extra tails; where a filter was asked for, which it does depend on, on the second half
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -33,6 +34,7 @@ from splitedge.planner import options_of
 from splitedge.policy import Option
 from splitedge.rows import LabelledRows
 from splitedge.segments import Evidence, ExitHead, confidence_of
+from splitedge.tail_fitting import TailRows, TrainedTail, check_tail_data, shared, train_tails
 from splitedge.trained import STOP_PART, ready_to_train, train_codecs
 
 BATCH = 128
@@ -77,6 +79,7 @@ class FitReport:
         codecs: how the training of each learned codec went.
         stop_rows: validation rows that said when it stopped.
         filter: what filters keep from being sent; None where none was asked for.
+        tails: how every extra tail learned to answer from their payloads.
     """
 
     sureness: tuple[Sureness, ...]
@@ -87,6 +90,7 @@ class FitReport:
     codecs: tuple[TrainedCodec, ...] = ()
     stop_rows: int = 0
     filter: FilterReport | None = None
+    tails: tuple[TrainedTail, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(f"{s.name} {s.path}") for s in self.sureness)
@@ -95,6 +99,7 @@ class FitReport:
         lines = [
             f"{self.train_rows} training rows, {self.val_rows} validation rows{stop}{taken}",
             *map(str, self.codecs),
+            *map(str, self.tails),
             "",
             f"{'':<{width}}  accuracy  ECE before -> after calibration",
         ]
@@ -118,8 +123,9 @@ def fit_plan(
     val: LabelledRows | None,
     schedule: Schedule,
     wanted: Filter | None = None,
+    tail_data: Mapping[str, LabelledRows] | None = None,
 ) -> tuple[Plan, FitReport]:
-    """Train learned codecs, exits and filters, calibrate, measure. The plan given is not changed.
+    """Train learned codecs, tails, exits and filters, calibrate, measure. The plan given is not changed.
 
     Args:
         plan: with all its segments, of a classifier.
@@ -127,6 +133,7 @@ def fit_plan(
         val: rows that neither the model nor an exit was trained on; None takes 30% of `train`.
         schedule: how long and where to train, and the seed of everything drawn.
         wanted: filters for the splits; None for none.
+        tail_data: rows with the classes of extra tails, by their names.
 
     Raises:
         ConfigError: too few rows, labels out of range, no classifier, training diverged, a plan that
@@ -147,11 +154,16 @@ def fit_plan(
     if wanted is not None:
         places(plan, wanted, train)  # what can not be is said before hours of training
     coded: tuple[TrainedCodec, ...] = ()
+    tails: tuple[TrainedTail, ...] = ()
+    check_tail_data(plan, tail_data or {})
     plan = ready_to_train(plan, len(train), len(val))
     if any(not recipe.unused for recipe in plan.recipes.values()):
         val, stop = val.divide(STOP_PART, seed + 2)
         stop_rows = len(stop)
-        plan, coded = train_codecs(plan, train, stop, schedule)
+        for_codecs, for_tail = shared(schedule, plan)
+        plan, coded = train_codecs(plan, train, stop, for_codecs)
+        labelled = {name: TailRows.divided(rows, seed) for name, rows in (tail_data or {}).items()}
+        plan, tails = train_tails(plan, TailRows(train, stop, val), labelled, for_tail)
     report_rows, scale_rows = val.divide(0.5, seed + 1)
     epochs = EXIT_EPOCHS if schedule.epochs is None else schedule.epochs
     with _bar(schedule.progress, 5 + len(plan.exits) + (wanted is not None)) as advance:
@@ -181,7 +193,9 @@ def fit_plan(
         replace(option, accuracy=evaluation.accuracy[option.name], accuracy_measured=True)
         for option in plan.options
     )
-    report = FitReport(tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows, filtered)
+    report = FitReport(
+        tuple(sureness), evaluation, len(train), len(val), split, coded, stop_rows, filtered, tails
+    )
     return replace(plan, options=options), report
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from splitedge.codec import GROUP, Codec, Tensors, TensorSpec
+from splitedge.program import Program
 from splitedge.registry import lookup
 from splitedge.rows import LabelledRows
 from splitedge.structure import Structure
@@ -52,12 +53,13 @@ class Task:
         reads: what the encoder takes.
         cut: the cut's tensors, which the decoder reproduces.
         outputs: structure of the model's output.
-        logits: which flat output holds the logits; None for no classifier.
+        logits: which flat output holds the logits of the main task; None for no classifier.
         before: the model's input to `reads`, flat tensors in and out.
         head: `reads` to the cut.
         tail: the cut to the model's flat output, in one or several pieces.
         train: rows to train on.
         val: rows that choose when to stop; never the rows that a result is reported on.
+        tails: which flat outputs each extra tail gives, by name; empty where the model has one task.
         memory: what trainers keep between several trainings on this one task, by keys of their own.
     """
 
@@ -70,7 +72,20 @@ class Task:
     tail: Sequence[nn.Module]
     train: LabelledRows
     val: LabelledRows
+    tails: Mapping[str, range] = field(default_factory=dict)
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def main(self) -> list[int]:
+        """The flat outputs of the main task, which come first."""
+        extra = {i for outputs in self.tails.values() for i in outputs}
+        return [i for i in range(len(self.outputs.specs)) if i not in extra]
+
+    def tail_of(self, outputs: Sequence[int] | None = None) -> tuple[nn.Module, ...]:
+        """The tail as far as some flat outputs need it; None for those of the main task."""
+        *pieces, last = self.tail
+        assert isinstance(last, Program)  # whoever makes a task captures the model's parts
+        return (*pieces, last.copy(self.main if outputs is None else outputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +187,25 @@ class LearnedCodec(Codec):
             CodecError: the tensors or options are not for this codec.
             ConfigError: training diverged, or the device is not there.
         """
+
+    def taught(self, task: Task, outputs: range, schedule: Schedule) -> tuple[Self, int]:
+        """A codec of the very same payloads, in whose answers one extra tail has learned from them.
+
+        One that gives the cut, as is assumed here, holds no tail that could learn.
+
+        Args:
+            task: the tail's own: `outputs` and `tail` are its alone, and `logits` is None where there are
+                no labels, so that it is taught by what the tail says of the cut itself.
+            outputs: which flat outputs of the model these are.
+            schedule: as for `train`.
+
+        Returns:
+            The codec, and epochs run.
+
+        Raises:
+            ConfigError: training diverged, or the device is not there.
+        """
+        return self, 0
 
 
 def learned(name: str) -> type[LearnedCodec] | None:

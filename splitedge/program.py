@@ -10,7 +10,7 @@ JSON values, weights are safetensors (`program_json.py`). Nothing read from a fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,6 +79,24 @@ class Program(nn.Module):
             raise TypeError(f"this program takes {len(self.input_names)} tensors, got {len(inputs)}")
         device = (inputs[0].device,) if self._follows_device else ()
         return (*self._parameters.values(), *self._buffers.values(), *device, *inputs)
+
+    def copy(self, outputs: Sequence[int] | None = None) -> Program:
+        """A program with weights of its own that gives some of the outputs, by default all.
+
+        Calls and weights that only the others need are left out.
+        """
+        weights = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        graph = fx.Graph()
+        given = graph.graph_copy(self.graph, {})
+        assert isinstance(given, tuple | list)  # a program gives a flat tuple
+        graph.output(tuple(given if outputs is None else [given[i] for i in outputs]))
+        graph.eliminate_dead_code(
+            lambda node: node.op == "output" or (node.op == "placeholder" and node.name not in weights)
+        )
+        kept = {node.name for node in graph.nodes if node.op == "placeholder"}
+        copied = {name: tensor.detach().clone() for name, tensor in weights.items() if name in kept}
+        parameters = {name: copied[name] for name, _ in self.named_parameters() if name in kept}
+        return Program(graph, parameters, {k: v for k, v in copied.items() if k not in parameters})
 
     def parameter_count(self) -> int:
         """Number of parameters (buffers are not counted)."""

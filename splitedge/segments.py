@@ -130,6 +130,22 @@ class Answers:
             return None
         return index
 
+    @property
+    def tails(self) -> dict[str, range]:
+        """Which flat tensors each extra tail gives, by name; empty where there is one task."""
+        found, end, tree = {}, 0, self.structure.tree
+        for name, child in zip(tree.keys, tree.items, strict=True) if self.main is not None else ():
+            start, end = end, end + leaves(child)
+            if name != self.main:
+                found[str(name)] = range(start, end)
+        return found
+
+    def of_tail(self, name: str) -> Answers:
+        """An extra tail's own."""
+        tree, tensors = self.structure.tree, self.tails[name]
+        specs = self.specs[tensors.start : tensors.stop]
+        return Answers(Structure(tree.items[tree.keys.index(name)], specs))
+
     def _task(self) -> tuple[Tree, int]:
         """The tree of the main task's output, and how many tensors stand before it."""
         tree = self.structure.tree

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from torch import fx
+from dataclasses import replace
 
 from splitedge.errors import ConfigError
 from splitedge.learning import Task
@@ -37,6 +36,33 @@ def task_of(plan: Plan, boundary: int, source: int, train: LabelledRows, val: La
         tail=_copies(plan, range(boundary, count)),
         train=train,
         val=val,
+        tails=plan.answers.tails,
+    )
+
+
+def task_of_tail(
+    plan: Plan, boundary: int, name: str, train: LabelledRows, val: LabelledRows, *, labelled: bool
+) -> Task:
+    """The task of one extra tail behind the codec at a cut; otherwise as `task_of`.
+
+    Args:
+        plan: with all its segments.
+        boundary: of the cut.
+        name: of the tail.
+        train, val: as for `task_of`.
+        labelled: whether their labels are this tail's.
+
+    Raises:
+        ConfigError: as for `task_of`.
+    """
+    task = task_of(plan, boundary, plan.source(boundary), train, val)
+    answers = plan.answers.of_tail(name)
+    return replace(
+        task,
+        outputs=answers.structure,
+        logits=answers.logits if labelled else None,
+        tail=task.tail_of(plan.answers.tails[name]),
+        tails={},
     )
 
 
@@ -52,11 +78,4 @@ def _copy(plan: Plan, index: int) -> Program:
             f"captured (it is a {type(segment).__name__}): a learned codec can not be trained through it; "
             "take codec 'int8'"
         )
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(segment.graph, copies))
-    return Program(
-        graph,
-        {name: p.detach().clone() for name, p in segment.named_parameters()},
-        {name: b.detach().clone() for name, b in segment.named_buffers()},
-    )
+    return segment.copy()

@@ -141,7 +141,7 @@ def _train_one(
 
 def _own_randomness() -> AbstractContextManager[None]:
     """The caller's random generators are left as they were, whatever a codec seeds."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     return torch.random.fork_rng(devices=devices)
 
 
