@@ -58,18 +58,17 @@ class EntropicOptions(Sizes):
         super(EntropicOptions, self).__post_init__()
         if self.recipe not in ("splitedge", "student"):
             raise CodecError(f"recipe is splitedge or student, got '{self.recipe}'")
-        own, other = ("rate", "beta") if self.recipe == "splitedge" else ("beta", "rate")
-        if getattr(self, other) is not None:
-            raise CodecError(f"recipe '{self.recipe}' takes {own}, not {other}")
-        value = getattr(self, own)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise CodecError(f"{own} is a number, got {value!r}")
-        if self.nbytes is not None and (self.rate is not None or self.recipe != "splitedge"):
-            raise CodecError("nbytes stands in place of rate, and is for recipe 'splitedge' alone")
-        if self.nbytes is not None and not HEADER.size < self.nbytes <= MOST:
-            raise CodecError(f"nbytes is above the header's {HEADER.size}, got {self.nbytes}")
-        if value is not None and not 0 < value <= MOST:
-            raise CodecError(f"{own} is above 0 and at most {MOST}, got {value}")
+        taken = ("beta",) if self.recipe == "student" else ("rate", "nbytes")
+        for name, least in (("rate", 0), ("nbytes", HEADER.size), ("beta", 0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in taken:
+                raise CodecError(f"recipe '{self.recipe}' takes {' or '.join(taken)}, not {name}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least < value <= MOST:
+                raise CodecError(f"{name} is a number above {least}, at most {MOST:g}, got {value!r}")
+        if self.rate is not None and self.nbytes is not None:
+            raise CodecError("nbytes stands in place of rate; name one of them")
 
     @property
     def target(self) -> float | None:
@@ -105,6 +104,10 @@ class PriorCoding(Coding):
         self.prior = Prior(channels)
         self.slow_log_gain = nn.Parameter(torch.zeros(channels))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        """What a checkpoint is told apart by."""
+        return f"target={self.target}"
 
     @property
     def gain(self) -> torch.Tensor:
@@ -162,7 +165,7 @@ class Entropic(LatentCodec):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """One, named by its channels and the most symbols that one has."""
+        """One, named by its channels."""
         return (f"{self._latent.channels} channels",)
 
     @classmethod

@@ -134,11 +134,13 @@ def test_what_is_damaged_is_refused(codec):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 0.5}, "takes rate, not beta"),
+        ({"beta": 0.5}, "takes rate or nbytes, not beta"),
         ({"recipe": "student", "rate": 1}, "takes beta, not rate"),
         ({"recipe": "teacher"}, "recipe is"),
         ({"rate": 0}, "above 0"),
         ({"rate": "much"}, "number"),
+        ({"nbytes": 8}, "above 8"),
+        ({"nbytes": 40, "rate": 1}, "in place of rate"),
         ({"channels": 0}, "channels"),
     ],
 )
