@@ -20,9 +20,10 @@ from torch import nn
 from splitedge.codec import MAX_ROWS, Payload, Tensors, TensorSpec
 from splitedge.codecs.bottleneck import HALF_RANGE, UniformCoding
 from splitedge.codecs.channel_groups import ChannelGroups
-from splitedge.codecs.latent_codec import Answering, LatentCodec
+from splitedge.codecs.latent_codec import LatentCodec
 from splitedge.codecs.level_nets import by_row, with_levels
 from splitedge.codecs.nets import Latent, decoder_for, encoder_for
+from splitedge.codecs.programs import Answering
 from splitedge.codecs.shapes import Sizes
 from splitedge.codecs.stages import DISTIL_THEN_TUNE
 from splitedge.codecs.student import Chain, Student, Teacher, chain_of
