@@ -43,7 +43,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", choices=("digits", "digits-vit", "cifar10"), default="digits")
     parser.add_argument(
-        "--quick", action="store_true", help="under 45 s on 2 cores: few contenders, 3 s each"
+        "--quick", action="store_true", help="under 45 s on 2 cores: few contenders, 6 s each"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--budget", type=float, metavar="S", help="seconds of training of each learned codec")

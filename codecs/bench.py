@@ -22,7 +22,7 @@ from splitedge.learning import LearnedCodec, Schedule, learned
 err = Console(stderr=True)
 
 #: Seconds of training of one learned codec in `--quick`.
-QUICK_BUDGET_S = 3.0
+QUICK_BUDGET_S = 6.0
 
 
 @dataclass(slots=True)

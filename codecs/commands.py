@@ -33,7 +33,7 @@ class Request:
     """What a bench was asked for; `codecs` and `benchmarks/rate_distortion.py` both make one.
 
     Attributes:
-        quick: fewer contenders, 3 s of training each.
+        quick: fewer contenders, 6 s of training each.
         only: names or families.
         budget_s: seconds of training of each learned codec.
         epochs: at most, of each.
@@ -64,7 +64,7 @@ def codecs(
             "a splitedge.codecs.bench_subject.Subject."
         ),
     ] = "digits",
-    quick: Annotated[bool, typer.Option("--quick", help="Few contenders, 3 s of training each.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few contenders, 6 s of training each.")] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this contender or family, webp say. May be repeated.")
     ] = None,
