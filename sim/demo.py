@@ -37,7 +37,7 @@ CUT_S = (3.0, 5.0)
 SEED = 7
 CUT = "stem"
 #: Few and small steps: all that a bottleneck for so small a model needs.
-TRAINING = Schedule(epochs=16, batch_size=64, progress=False)
+TRAINING = Schedule(epochs=12, batch_size=64, progress=False)
 #: A cell's edge: the uplink carries about a quarter of good LTE.
 CHANNEL = LteLike(up_mbps=1.5, down_mbps=3.0, rtt_s=0.045)
 
