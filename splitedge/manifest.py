@@ -66,8 +66,8 @@ class RecipeEntry(_Entry):
     name: str
     source: int = Field(ge=0)
     options: dict[str, Any]
-    default: bool
-    unused: str
+    default: bool = False
+    unused: str = ""
 
     @classmethod
     def of(cls, boundary: int, recipe: Recipe) -> RecipeEntry:
