@@ -162,6 +162,7 @@ class Engine(RemoteSide):
         limit = now + (deadline if timed else settings.default_timeout_s)
         request = Request(event.request, now, event.rows, deadline, limit, limit)
         request.forced = event.route
+        request.features = event.features
         if self._refuse(now, request):
             return
         if timed:
@@ -218,6 +219,8 @@ class Engine(RemoteSide):
             power.j_per_bit_up,
             power.j_per_bit_down,
             now - self._uplink_at,
+            now,
+            r.features,
         )
 
     def _ask(self, r: Request, obs: Observation) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 
 from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
@@ -22,6 +23,7 @@ from splitedge.segments import confidence_of
 from splitedge.thresholds import Floats
 
 BATCH = 64
+_TABLE = TypeAdapter(tuple[Option, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Evaluation:
         nbytes: framed bytes sent for the row alone, float (options, rows); 0 where nothing is sent,
             NaN where not measured.
         labels: right classes, (rows,).
+        table: the options with what they cost, in the same order: with it the evaluation is all that the
+            simulator needs of a deployment.
     """
 
     options: tuple[str, ...]
@@ -42,6 +46,7 @@ class Evaluation:
     confidence: Floats
     nbytes: Floats
     labels: npt.NDArray[np.int64]
+    table: tuple[Option, ...] = ()
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -57,6 +62,7 @@ class Evaluation:
             confidence=self.confidence,
             nbytes=self.nbytes,
             labels=self.labels,
+            table=np.array(_TABLE.dump_json(self.table).decode()),
         )
 
     @classmethod
@@ -69,12 +75,15 @@ class Evaluation:
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
-                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"])
+                table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
+                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"], table)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
         if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
             raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
+        if table and tuple(option.name for option in table) != names:
+            raise RecordError(f"{path}: its option table is not that of its answers ({', '.join(names)})")
         return found
 
     def __str__(self) -> str:
@@ -112,7 +121,7 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
     parts = [_answer(plan, batch, chosen, sizes) for batch in rows.batches(BATCH if plan.batchable else 1)]
     correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     names = tuple(option.name for option in chosen)
-    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy())
+    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen))
 
 
 def _answer(

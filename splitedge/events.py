@@ -20,12 +20,15 @@ from splitedge.record import Record
 
 @dataclass(slots=True)
 class Arrived:
-    """A caller asks. `deadline_s` is seconds from now; `route` forces one instead of the policy's."""
+    """A caller asks. `deadline_s` is seconds from now; `route` forces one instead of the policy's.
+    `features` are cheap numbers of the input, for policies that want them.
+    """
 
     request: int
     rows: int = 1
     deadline_s: float | None = None
     route: Route | None = None
+    features: tuple[float, ...] | None = None
 
 
 class StageKind(StrEnum):

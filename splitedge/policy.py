@@ -147,6 +147,8 @@ class Observation(NamedTuple):
     joules_per_bit_up: Number = 0.0
     joules_per_bit_down: Number = 0.0
     unsent_s: Number = 0.0  # seconds since a request was last sent; inf if none was
+    t_s: Number = 0.0  # seconds of the shell's clock, for policies that keep a history
+    features: Any = None  # cheap features of the input, shape (F,) or (N, F); None where none are taken
 
 
 class Decision(NamedTuple):
@@ -265,7 +267,11 @@ class Policy(ABC):
             )
 
     def learn(self, record: Record) -> None:  # noqa: B027 - optional to override
-        """Take the measured outcome of one request. Called once a request, in order of completion."""
+        """Take the measured outcome of one request. Called once a request, in order of completion.
+
+        For N devices at once the fields of `record` are arrays of shape (N,), strings as NumPy arrays of
+        strings: one request of every device, those that failed with an empty `option`.
+        """
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:

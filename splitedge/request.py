@@ -47,6 +47,7 @@ class Request:
         "encoded",
         "exit",
         "fallback",
+        "features",
         "flying",
         "forced",
         "guard_at",
@@ -93,6 +94,7 @@ class Request:
         self.answer_by = answer_by
         self.guard_at = self.retry_at = self.overdue_at = self.pushed = math.inf
         self.forced: Route | None = None
+        self.features: tuple[float, ...] | None = None
         self.obs: Observation | None = None
         self.decision: Decision | None = None
         self.target = self.planned = self.encoded = self.exit = NONE

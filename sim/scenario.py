@@ -1,0 +1,147 @@
+"""What is simulated: deployment, channel, device, cloud and requests. Read from TOML or given by flags."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from splitedge.errors import ConfigError
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A table of a scenario: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChannelPart(Part):
+    """The channel.
+
+    Attributes:
+        up: trace file of the uplink, or of both ways.
+        down: trace file of the downlink; None takes `up`'s.
+        rtt_ms: round-trip time without queueing; None takes the trace's own, else 0.
+        start_s: where in the trace to begin.
+        loop: begin again at its end.
+        buffer_kb: room in each direction's queue, kB.
+        cuts: (begin, end) seconds in which the link is lost.
+    """
+
+    up: Path
+    down: Path | None = None
+    rtt_ms: Seconds | None = None
+    start_s: Seconds = 0.0
+    loop: bool = True
+    buffer_kb: int = Field(default=256, ge=1)
+    cuts: tuple[tuple[Seconds, Seconds], ...] = ()
+
+
+class DevicePart(Part):
+    """The device.
+
+    Attributes:
+        slower: how many times longer than measured each stage takes: 1 is the machine of the profile.
+        power: name of a power profile.
+        battery_j: joules of a full battery; None is on mains.
+        charge: fraction of it at the start.
+        count: devices, all of this kind, that share the cloud.
+        shared_cell: whether they share the channel's capacity too.
+    """
+
+    slower: Positive = 1.0
+    power: str = "none"
+    battery_j: Positive | None = None
+    charge: float = Field(default=1.0, ge=0, le=1)
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    shared_cell: bool = False
+
+
+class CloudPart(Part):
+    """The cloud.
+
+    Attributes:
+        slower: how many times longer than measured decode and tail take.
+        executors: batches computed at once.
+        max_rows: rows of a batch at most.
+        max_wait_ms: how long an incomplete batch waits for more.
+    """
+
+    slower: Positive = 1.0
+    executors: int = Field(default=1, ge=1, le=1024)
+    max_rows: int = Field(default=32, ge=1, le=65536)
+    max_wait_ms: Seconds = 0.0
+
+
+class WorkPart(Part):
+    """The requests of each device.
+
+    Attributes:
+        arrivals: `fixed` rate, `poisson`, or a file of recorded arrivals (records, or one second a line).
+        rate_hz: requests a second (not with recorded arrivals).
+        requests: how many, of each device.
+        deadline_ms: time each may take; None for none.
+    """
+
+    arrivals: Literal["fixed", "poisson"] | Path = "fixed"
+    rate_hz: Positive = 20.0
+    requests: int = Field(default=1000, ge=1, le=1_000_000_000)
+    deadline_ms: Positive | None = 150.0
+
+
+class Scenario(Part):
+    """Everything one simulated run needs; the same scenario and seed give the same rows.
+
+    Attributes:
+        deployment: a file written by `Deployment.evaluate(...).save`, or a bundle's directory that holds
+            `evaluation.npz`.
+        policy: `name` or `name:argument`.
+        mode: `exact` runs the daemon's engine object event by event; `fleet` runs the policies on arrays.
+        seed: of arrivals, rows drawn and service times.
+    """
+
+    deployment: Path
+    channel: ChannelPart
+    policy: str = "deadline"
+    mode: Literal["exact", "fleet"] = "exact"
+    seed: int = Field(default=0, ge=0)
+    device: DevicePart = DevicePart()
+    cloud: CloudPart = CloudPart()
+    work: WorkPart = WorkPart()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a TOML file; relative paths in it are of its own directory.
+
+        Raises:
+            ConfigError: it is missing, no TOML, or a key is unknown or out of range.
+        """
+        try:
+            with path.open("rb") as file:
+                found = cls.model_validate(tomllib.load(file))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
+        return found.beside(path.parent)
+
+    def beside(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`."""
+        channel = self.channel.model_copy(
+            update={
+                "up": folder / self.channel.up,
+                "down": None if self.channel.down is None else folder / self.channel.down,
+            }
+        )
+        work = self.work
+        if isinstance(work.arrivals, Path):
+            work = work.model_copy(update={"arrivals": folder / work.arrivals})
+        parts = {"deployment": folder / self.deployment, "channel": channel, "work": work}
+        return self.model_copy(update=parts)
