@@ -106,8 +106,8 @@ class Ragged:
             for i, (cache, count) in enumerate(zip(self._caches, self._counts, strict=True))
         ]
         longest = max(k.shape[2] for k, _ in rows)
-        n, heads, _, size = keys.shape
-        padded = keys.new_zeros((2, n, heads, longest, size))
+        size = keys.shape[3]
+        padded = keys.new_zeros((2, keys.shape[0], keys.shape[1], longest, size))
         for row, (k, v) in enumerate(rows):
             padded[0, row, :, : k.shape[2]] = k[0]
             padded[1, row, :, : v.shape[2]] = v[0]
