@@ -178,7 +178,7 @@ class Ask:
         context: the edge's number of the context.
         epoch: raised by the edge whenever it takes tokens back; older asks are dropped.
         start: tokens before those of this message.
-        before: rolling hash of them (`splitedge.llm.hashing`).
+        before: rolling hash of their payload rows (`splitedge.llm.hashing`).
         count: tokens of this message, drafts included.
         drafts: how many at its end are drafts to be verified.
         want: tokens asked for behind them; 0 for none (only keep these).
@@ -186,9 +186,10 @@ class Ask:
         top_k: 0 for all.
         seed: of the noise by which tokens are drawn.
         stops: ids that end the text.
-        payload: the tokens as the lane's codec writes them: ids, or hidden states at its cut.
-        ids: ids of the tokens, 4 bytes each, where the payload holds hidden states and drafts are to be
-            verified; else empty.
+        payload: the tokens as the lane's codec writes them: ids (int32, little-endian), or a row of hidden
+            state at its cut for each.
+        ids: the same tokens' ids where the payload holds hidden states and the cloud may know them (it
+            must where drafts are to be verified); else empty.
     """
 
     request: int
