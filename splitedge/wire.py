@@ -211,6 +211,11 @@ class Ask:
     payload: bytes | memoryview
     ids: bytes | memoryview = b""
 
+    @property
+    def payload_bytes(self) -> int:
+        """Length of the payload."""
+        return memoryview(self.payload).nbytes
+
 
 @dataclass(slots=True)
 class Tell:

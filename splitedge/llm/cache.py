@@ -19,7 +19,7 @@ _ROOM = 64  # tokens by which a buffer grows at least
 class KVCache:
     """Of one context. Layers keep the numbers they have in the whole model.
 
-    Keys and values are (1, heads, tokens, size) in the model's dtype; buffers grow by doubling.
+    Keys and values are (1, heads, tokens, size) in the model's dtype; buffers grow by a quarter.
     """
 
     __slots__ = ("_layers", "_lengths")
@@ -72,8 +72,13 @@ class KVCache:
         return keys[:, :, :length], values[:, :, :length]
 
 
+def room_for(tokens: int) -> int:
+    """Tokens that the buffers of a context of so many may have room for."""
+    return tokens + max(_ROOM, tokens // 4)
+
+
 def _grown(old: torch.Tensor | None, new: torch.Tensor, before: int, after: int) -> torch.Tensor:
-    room = max(2 * before, after + _ROOM)
+    room = after + max(_ROOM, before // 4)  # at most `room_for(after)`
     n, heads, _, size = new.shape
     buffer = new.new_empty((n, heads, room, size))
     if old is not None:
