@@ -107,25 +107,34 @@ class LanguageHead(nn.Module):
         return hidden
 
 
+class Unembedding(nn.Module):
+    """Norm, unembedding and soft cap: hidden states behind the last block to logits."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        super().__init__()
+        self.norm, self.unembed = anatomy.norm, anatomy.unembed
+        self._softcap = anatomy.softcap
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(N, T, hidden) to (N, T, vocabulary)."""
+        out: torch.Tensor = self.unembed(self.norm(hidden))
+        if self._softcap is not None:
+            out = torch.tanh(out / self._softcap) * self._softcap
+        return out
+
+
 class LanguageTail(nn.Module):
     """The blocks from the cut on, norm and unembedding: what a server runs.
 
     Attributes:
         body: its blocks.
+        logits: hidden states behind the last block (N, T, hidden) to logits (N, T, vocabulary).
     """
 
     def __init__(self, anatomy: Anatomy, cut: int) -> None:
         super().__init__()
         self.body = Blocks(anatomy, cut, anatomy.depth)
-        self.norm, self.unembed = anatomy.norm, anatomy.unembed
-        self._softcap = anatomy.softcap
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states behind the last block to logits (N, T, vocabulary)."""
-        out: torch.Tensor = self.unembed(self.norm(hidden))
-        if self._softcap is not None:
-            out = torch.tanh(out / self._softcap) * self._softcap
-        return out
+        self.logits = Unembedding(anatomy)
 
     def forward(
         self,
@@ -137,7 +146,8 @@ class LanguageTail(nn.Module):
     ) -> torch.Tensor:
         """Hidden states at the cut (N, T, hidden) to logits (N, T, vocabulary), of the tokens `keep` only."""
         hidden = self.body(hidden, positions, cache, mask)
-        return self.logits(hidden if keep is None else hidden[:, keep])
+        logits: torch.Tensor = self.logits(hidden if keep is None else hidden[:, keep])
+        return logits
 
 
 def steps_of(
