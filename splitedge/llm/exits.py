@@ -71,9 +71,9 @@ def signal_of(logits: npt.NDArray[np.floating], signal: Signal) -> Floats:
         out: Floats = p.max(axis=-1)
         return out
     if signal == "margin":
-        two = np.partition(p, -2, axis=-1)[..., -2:]
+        two: Floats = np.partition(p, -2, axis=-1)[..., -2:]
         return two[..., 1] - two[..., 0]
-    entropy = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)
+    entropy: Floats = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)
     return 1.0 - entropy / math.log(p.shape[-1])
 
 
