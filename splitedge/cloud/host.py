@@ -21,7 +21,7 @@ import torch
 
 from splitedge.cloud.core import CloudCore, Send
 from splitedge.cloud.desk import LanguageHalf
-from splitedge.cloud.executor import Result, Worker, execute
+from splitedge.cloud.executor import Result, execute
 from splitedge.cloud.language import Pass
 from splitedge.cloud.metrics import CloudMetrics
 from splitedge.cloud.settings import ServerSettings
@@ -32,6 +32,7 @@ from splitedge.events import Refusal
 from splitedge.llm.cloud_model import Logits
 from splitedge.parts import CloudModel
 from splitedge.wire import Lane
+from splitedge.worker import Worker
 
 if TYPE_CHECKING:
     import zmq

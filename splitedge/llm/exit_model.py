@@ -6,6 +6,7 @@ as soon as a later token goes deeper: never left as holes (agreement of later to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -67,6 +68,14 @@ class ExitModel:
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self.anatomy.context
+
+    def fresh(self) -> ExitModel:
+        """Another context of the same weights."""
+        other = copy.copy(self)
+        other._cache, other._ids = KVCache(), []
+        other._states = [torch.zeros(0) for _ in self._ends]
+        other.depth_run = [0 for _ in self._ends]
+        return other
 
     def step(self, ids: Sequence[int]) -> Step:
         """What comes after these ids, by the first exit that is sure enough, else by the last one."""

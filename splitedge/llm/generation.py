@@ -99,7 +99,7 @@ class Generation:
         now: seconds of the shell's clock.
         wish: what is wanted.
         way: the mode and its numbers.
-        up: whether the cloud is connected.
+        up: whether the cloud is connected. lost: why not, where it is not.
         patience: when it counts as silent.
         pace: asked at each draft for what things cost now.
 
@@ -117,6 +117,7 @@ class Generation:
         way: Way,
         *,
         up: bool = True,
+        lost: str = "the cloud was not connected",
         patience: Patience | None = None,
         pace: Callable[[], Pace] = Pace,
     ) -> None:
@@ -128,7 +129,7 @@ class Generation:
         self._wish, self._pace = wish, pace
         self._patience = patience if patience is not None else Patience()
         self._began, self._limit = now, now + wish.deadline_s
-        self._up, self._lost = up, "" if up else "the cloud was not connected"
+        self._up, self._lost = up, "" if up else lost
         self._held = 0  # tokens that the cloud is believed to hold
         self._epoch = self._asks = self._needs = 0
         self._drafts: list[int] = []

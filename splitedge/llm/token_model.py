@@ -7,6 +7,7 @@ call of its own and can not be forgotten.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -120,6 +121,12 @@ class WholeModel:
     def context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self.anatomy.context
+
+    def fresh(self) -> WholeModel:
+        """Another context of the same weights."""
+        other = copy.copy(self)
+        other._ids, other._cache = [], KVCache()
+        return other
 
     def step(self, ids: Sequence[int]) -> Step:
         """What comes after these ids; see `TokenModel.step`."""
