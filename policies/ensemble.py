@@ -24,7 +24,7 @@ from splitedge.policy_argument import read_argument
 from splitedge.record import Record
 from splitedge.registry import lookup
 
-_AGREES, _HOLDS, _UNSURE = 0, 1, 2
+_AGREES, _HOLDS, _UNSURE, _GOES_ON = 0, 1, 2, 3
 
 
 class Kept(NamedTuple):
@@ -146,6 +146,8 @@ class Ensemble(Policy):
         late = f"({1e3 * latency_q95(option, obs):.1f} ms at the 95th percentile)"
         if why.code == _HOLDS:
             return f"{wants} {late}: the way last changed {why.since_s:.1f} s ago"
+        if why.code == _GOES_ON:
+            return f"{wants} {late}: what exit {obs.exit} is not sure of goes the way of the last arrival"
         return f"{wants} {late}: it would not if the link were {self.margin:.0%} better or worse"
 
     # The rule -----------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class Ensemble(Policy):
         goes_on = np.logical_not(done[wanted.option] | done[held])
         leaves = self._ways[held] != self._ways[wanted.option]
         keeps = goes_on & leaves & np.logical_not(self._must(obs, held, wanted.option))
-        why = Kept(where(keeps, _HOLDS, _AGREES), wanted.option, wanted.why, obs.t_s - self._since)
+        why = Kept(where(keeps, _GOES_ON, _AGREES), wanted.option, wanted.why, obs.t_s - self._since)
         return Decision(where(keeps, held, wanted.option), why)
 
 

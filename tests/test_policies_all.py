@@ -71,8 +71,12 @@ def outcome(obs, option, t_s):
     return Record(0, t_s, option=option.name, route=option.route.value, energy_j=spent, battery=obs.battery)
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s.split(":")[0] in ("dads", "spinn", "energy", "ensemble")])
-@given(steps=st.lists(st.lists(device, min_size=3, max_size=3), min_size=2, max_size=12), gap=st.floats(0, 0.5))
+@pytest.mark.parametrize(
+    "spec", [s for s in SPECS if s.split(":")[0] in ("dads", "spinn", "energy", "ensemble")]
+)
+@given(
+    steps=st.lists(st.lists(device, min_size=3, max_size=3), min_size=2, max_size=12), gap=st.floats(0, 0.5)
+)
 @settings(max_examples=20, deadline=None)
 def test_many_devices_learn_as_each_does(spec, steps, gap):
     fleet, alone = make(spec), [make(spec) for _ in range(3)]
