@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -75,10 +76,8 @@ class Ensemble(Policy):
             raise PolicyError(f"policy 'ensemble': 'hold' must be at least 0 seconds, got {hold}")
         if not 0.0 <= margin < 1.0:
             raise PolicyError(f"policy 'ensemble': the margin must be in [0, 1), got {margin}")
-        if isinstance(policy, str):
-            name, _, argument = policy.partition(":")
-            policy = lookup(GROUP, name).parse(argument or None)
-        self.inner: Policy = policy
+        self.inner: Policy = _made(policy)
+        self.wants_features = bool(getattr(self.inner, "wants_features", False))
         self.hold = hold
         self.margin = margin
         self._shape: tuple[int, ...] | None = None
@@ -162,10 +161,14 @@ class Ensemble(Policy):
         return lost | ((held_s > obs.deadline_s) & (in_time | faster))
 
     def _clearly(self, obs: Observation, held: Any) -> Any:
-        """Whether the guarded policy leaves the way kept on a link that is `margin` worse, and better."""
+        """Whether the guarded policy leaves the way kept on a link that is `margin` worse, and better.
+
+        Copies of it are asked, so that one with a history sees each request once and as it was.
+        """
         clearly: Any = True
         for rate in (1.0 - self.margin, 1.0 / (1.0 - self.margin)):
-            option = self.inner.decide(_scaled(obs, rate)).option
+            asked = copy.deepcopy(self.inner, {id(obs.options): obs.options})
+            option = asked.decide(_scaled(obs, rate)).option
             clearly = clearly & (self._ways[option] != self._ways[held])
         return clearly
 
@@ -178,6 +181,15 @@ class Ensemble(Policy):
         keeps = goes_on & leaves & np.logical_not(self._must(obs, held, wanted.option))
         why = Kept(where(keeps, _GOES_ON, _AGREES), wanted.option, wanted.why, obs.t_s - self._since)
         return Decision(where(keeps, held, wanted.option), why)
+
+
+def _made(policy: Policy | str) -> Policy:
+    """The policy to guard, not yet checked against a deployment."""
+    if isinstance(policy, Policy):
+        return policy
+    name, _, argument = policy.partition(":")
+    made: Policy = lookup(GROUP, name).parse(argument or None)
+    return made
 
 
 def _ways(options: tuple[Option, ...]) -> Any:
@@ -221,5 +233,5 @@ def _shape(obs: Observation, wanted: Decision) -> tuple[int, ...]:
     numbers = (wanted.option, obs.goodput.mean, obs.rtt.mean, obs.link_up, obs.deadline_s, obs.t_s)
     for number in numbers:
         if isinstance(number, np.ndarray) and number.ndim:
-            return number.shape
+            return tuple(number.shape)
     return ()

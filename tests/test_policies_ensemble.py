@@ -142,6 +142,19 @@ def test_a_change_of_level_is_no_change_of_way():
     assert taken == [SPLIT_A, SPLIT_A_LOW, SPLIT_A]
 
 
+def test_the_guarded_policy_sees_each_request_once():
+    class Remembers(Latency):
+        def decide(self, obs):
+            self.seen = [*getattr(self, "seen", []), obs.goodput.mean]
+            return super().decide(obs)
+
+    policy = Ensemble(Remembers(0.02), hold=0)
+    rates = [3.9e6, 4.1e6, 1e5, 1e9]
+    for k, rate in enumerate(rates):
+        policy.decide(observe(goodput=rate, t_s=k))
+    assert policy.inner.seen == rates
+
+
 def test_an_exit_that_is_sure_answers_and_what_goes_on_goes_the_way_kept():
     policy = Ensemble(Deadline(0.0, scout_s=math.inf), hold=60)
     start = observe(deadline_s=0.2, goodput=1e6)
