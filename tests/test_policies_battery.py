@@ -87,6 +87,19 @@ def test_a_critical_battery_sends_no_scouts():
     assert not chosen(policy, slow._replace(battery=0.05)).remote
 
 
+def test_a_radio_that_sleeps_is_not_woken_by_a_low_battery():
+    """Waking it costs a whole tail (here 6 J), sending while it is awake next to nothing."""
+    policy = Deadline(0.0, low_tolerance=0.1)
+    lte = {"deadline_s": 2.0, "tail_w": 0.6, "tail_s": 10.0}
+    for unsent, battery, remote in ((math.inf, 0.1, False), (0.001, 0.1, True), (math.inf, 0.9, True)):
+        obs = observe((EXIT1, LOCAL, SPLIT_A_LOW), unsent_s=unsent, battery=battery, **lte)
+        assert chosen(policy, obs).remote is remote
+    asleep = observe(unsent_s=math.inf, **lte)
+    awake = observe(unsent_s=0.05, **lte)
+    assert joules(CLOUD, asleep) - joules(CLOUD, awake) == pytest.approx(0.6 * 9.95)
+    assert joules(LOCAL, asleep) == joules(LOCAL, awake)
+
+
 @pytest.mark.parametrize("key", ["low", "low_tolerance", "critical", "critical_tolerance"])
 @pytest.mark.parametrize("value", ["-0.1", "20", "nan"])
 def test_fractions_that_are_none_are_refused(key, value):
