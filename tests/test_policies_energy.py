@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_cases import CLOUD, EXIT1, LOCAL, TABLE, chosen, device, observe, of_device
+from policy_cases import CLOUD, EXIT1, LOCAL, TABLE, chosen, device, observe, of_device, reachable
 from scipy.optimize import linprog
 
 from splitedge.errors import PolicyError
@@ -78,6 +78,19 @@ def test_whatever_happens_no_more_is_spent_than_the_budget_and_what_is_owed(step
     if all(factor <= 1.0 for _, factor in steps) and cheapest < budget:
         # Owing that much, V * utility (at most V) buys nothing dearer than the budget.
         assert policy.owed <= v * budget**2 / (budget - cheapest) + dearest
+
+
+@given(device, st.sampled_from([-1, 1]), st.floats(0, 0.5), st.floats(1, 100))
+@settings(max_examples=200, deadline=None)
+def test_each_choice_is_the_greatest_drift_plus_penalty(d, exit, owed, v):
+    budget = 0.003
+    policy = Energy(budget, v=v, scout_s=math.inf)
+    policy.learn(Record(0, 0.0, energy_j=owed + budget))
+    obs = of_device({**d, "battery": math.nan}, exit=exit)
+    scores = {
+        o.name: v * utility(o, obs) - (owed / budget) * (joules(o, obs) / budget) for o in reachable(obs)
+    }
+    assert scores[chosen(policy, obs).name] == pytest.approx(max(scores.values()), rel=1e-9, abs=1e-9)
 
 
 def test_a_share_of_what_the_best_would_cost_is_spent():
