@@ -72,6 +72,8 @@ def errors(real: Floats, made: Sequence[Floats], step_s: float, floor_bps: float
         step_s: seconds of a step.
         floor_bps: under this a step is an outage; logs are of nothing less.
     """
+    # To whole bits: rounding in a sum must not part two equal rates, or KS would see two atoms.
+    real, made = np.round(real), [np.round(series) for series in made]
     pooled, mean = np.concatenate(made), float(real.mean())
     apart = np.quantile(pooled, QUANTILES) - np.quantile(real, QUANTILES)
     shortest = min(len(real), *(len(series) for series in made))
@@ -157,4 +159,4 @@ def _times(series: Floats, burst: float) -> Floats:
     at = np.searchsorted(sums, goals)
     before = np.maximum(at - 1, 0)
     part = (goals - sums[before]) / np.maximum(sums[at] - sums[before], 1e-9)
-    return np.asarray(before + part - np.arange(len(goals)))
+    return np.round(before + part - np.arange(len(goals)), 6)

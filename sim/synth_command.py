@@ -178,7 +178,7 @@ def _candidates(found: Fit, like: str) -> Table:
         "best: least KS + ACF + delivery"
     )
     table = Table(title=title, title_justify="left")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     for name in ("score", "KS", "ACF", "delivery", "Wasserstein", "outages/min", "mean s"):
         table.add_column(name, justify="right")
     rest = found.candidates[0].errors.real_outages
