@@ -32,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on s
 
 
 def link(
-    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink: Mahimahi or CSV.")],
+    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink, of any format.")],
     to: Annotated[str, typer.Option(help="Where to pass bytes on to: the cloud, tcp://host:port.")],
     listen: Annotated[
         str, typer.Option(help="Where the edge connects instead of the cloud.")
@@ -48,6 +48,10 @@ def link(
         bool, typer.Option("--loop/--no-loop", help="Begin again at the end of the trace, or exit there.")
     ] = True,
     start_s: Annotated[float, typer.Option(help="Where in the trace to begin, seconds.", min=0.0)] = 0.0,
+    down_start_s: Annotated[
+        float | None,
+        typer.Option(help="Where the downlink begins in its trace; default: as the uplink.", min=0.0),
+    ] = None,
     buffer_kb: Annotated[int, typer.Option(help="Queue in each direction, kB.", min=1)] = 256,
     cut: Annotated[
         list[str] | None,
@@ -88,6 +92,7 @@ def link(
         down=down_trace,
         rtt_ms=rtt_ms,
         start_s=start_s,
+        down_start_s=down_start_s,
         loop=loop,
         buffer_kb=buffer_kb,
         cuts=tuple(_interval("--cut", text) for text in cut or []),

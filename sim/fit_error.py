@@ -159,4 +159,4 @@ def _times(series: Floats, burst: float) -> Floats:
     at = np.searchsorted(sums, goals)
     before = np.maximum(at - 1, 0)
     part = (goals - sums[before]) / np.maximum(sums[at] - sums[before], 1e-9)
-    return np.round(before + part - np.arange(len(goals)), 6)
+    return np.asarray(np.round(before + part - np.arange(len(goals)), 6))
