@@ -12,12 +12,15 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
+from splitedge.edge.asking import Said
+from splitedge.edge.black_box import BlackBoxRemote
 from splitedge.edge.language import EdgeLanguage, LanguageRuntime, Stream
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.link import ZmqLink
@@ -25,38 +28,27 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError, Rejected
 from splitedge.keys import load_keys, trusted_key
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.cloud_model import CloudLanguageModel
-from splitedge.llm.exit_model import ExitModel
+from splitedge.llm.black_box import BlackBox, BlackBoxSettings
+from splitedge.llm.bundle import load_language, save_language
 from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
 from splitedge.llm.generation import Patience, Wish
-from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
+from splitedge.llm.halves import split_language_model
+from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
 from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.token_model import TokenModel, WholeModel
+from splitedge.llm.tokenizers import Tokenizer
 from splitedge.loopback import Loopback
 from splitedge.power import power_profile
+from splitedge.sealed import Side
 from splitedge.wire import Lane
 
 T = TypeVar("T")
-#: Name of the codec of a lane on which ids are sent.
-IDS = "ids"
 AUTO = "auto"
 _open: weakref.WeakSet[LanguageDeployment] = weakref.WeakSet()
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of `transformers` have it."""
-
-    def encode(self, text: str) -> list[int]:
-        """Text to ids."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """Ids to text."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -96,82 +88,6 @@ class Text:
     prompt_tokens: int
 
 
-class CloudHalf:
-    """The cloud's half of a language deployment; see `cloud.desk.LanguageHalf`."""
-
-    def __init__(self, digest: str, models: dict[Lane, CloudLanguageModel]) -> None:
-        self._digest, self._models = digest, models
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the bundle."""
-        return self._digest
-
-    @property
-    def models(self) -> dict[Lane, CloudLanguageModel]:
-        """What computes each lane."""
-        return self._models
-
-
-@dataclass(frozen=True)
-class LanguagePlan:
-    """What a language deployment is made of.
-
-    Attributes:
-        head, tail: of the model, at `cut`.
-        anatomy: of the whole.
-        cut: blocks that the device runs of it.
-        codec: name of the codec of hidden states that cross there; `ids` for none.
-        local: a complete small model of the same vocabulary for the device; None for none.
-        exits: trained exits; None before `fit`, or where there are none.
-        depths: blocks before each exit that is wanted.
-        stops: ids that end a text.
-    """
-
-    head: LanguageHead
-    tail: LanguageTail
-    anatomy: Anatomy
-    cut: int
-    codec: str
-    local: WholeModel | None
-    exits: TrainedExits | None
-    depths: tuple[int, ...]
-    stops: frozenset[int]
-
-    def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
-        """Lane of ids, and of hidden states."""
-        if self.codec == IDS:
-            return Lane(digest, "", IDS), None
-        return None, Lane(digest, f"blocks.{self.cut}", f"{self.codec}:{self.anatomy.hidden}")
-
-    def cloud(self, digest: str) -> CloudHalf:
-        """The cloud's half."""
-        ids, states = self.lanes(digest)
-        models = {}
-        if ids is not None:
-            models[ids] = CloudLanguageModel(self.head, self.tail, self.anatomy)
-        if states is not None:
-            codec = state_codec(self.codec, self.anatomy.hidden)
-            models[states] = CloudLanguageModel(None, self.tail, self.anatomy, codec)
-        return CloudHalf(digest, models)
-
-    def edge(self, digest: str) -> EdgeLanguage:
-        """The edge's half."""
-        ids, states = self.lanes(digest)
-        head = None
-        if self.exits is not None:
-            head = ExitModel(self.head, self.anatomy, self.exits)
-        return EdgeLanguage(
-            vocabulary=self.anatomy.vocabulary,
-            context=self.anatomy.context,
-            draft=None if self.local is None else self.local.fresh,
-            exits=None if head is None else head.fresh,
-            ids_lane=ids,
-            states_lane=states,
-            codec=None if states is None else state_codec(self.codec, self.anatomy.hidden),
-        )
-
-
 def deploy_language(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -185,6 +101,7 @@ def deploy_language(
     keys: Path | str | None = None,
     power: str = "none",
     patience: Patience | None = None,
+    black_box: BlackBoxSettings | None = None,
 ) -> LanguageDeployment:
     """Divide a causal language model between this device and a cloud.
 
@@ -202,6 +119,7 @@ def deploy_language(
         keys: key directory for a cloud on another machine.
         power: name of the profile that joules are modelled with.
         patience: when a cloud counts as silent.
+        black_box: an OpenAI-compatible endpoint in place of our own cloud (`cloud_stream`, `assist`).
 
     Raises:
         PartitionError: the model can not be cut.
@@ -225,7 +143,33 @@ def deploy_language(
             "must share a tokenizer"
         )
     plan = LanguagePlan(head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy))
-    return LanguageDeployment(plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience)
+    return LanguageDeployment(
+        plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience, black_box=black_box
+    )
+
+
+def load_deployment(
+    directory: Path | str,
+    side: Side = "both",
+    *,
+    cloud: str | None = None,
+    keys: Path | str | None = None,
+    power: str = "none",
+    digest: str | None = None,
+    device: str = "cpu",
+    patience: Patience | None = None,
+    black_box: BlackBoxSettings | None = None,
+) -> LanguageDeployment:
+    """Load a language bundle, or one half of it; the arguments are those of `splitedge.load`.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+    """
+    found = load_language(directory, side, digest=digest, device=device)
+    return LanguageDeployment(
+        found.plan, found.tokenizer, cloud=cloud, keys=keys, power=power, patience=patience,
+        black_box=black_box, side=side, digest=found.digest,
+    )  # fmt: skip
 
 
 def _stops(anatomy: Anatomy) -> frozenset[int]:
@@ -240,7 +184,9 @@ class LanguageDeployment:
     Args:
         plan: what it is made of.
         tokenizer: of the model.
-        cloud, keys, power, patience: see `deploy_language`.
+        cloud, keys, power, patience, black_box: see `deploy_language`.
+        side: which halves of the plan are here.
+        digest: of the bundle that it came from.
     """
 
     def __init__(
@@ -252,11 +198,15 @@ class LanguageDeployment:
         keys: Path | str | None = None,
         power: str = "none",
         patience: Patience | None = None,
+        black_box: BlackBoxSettings | None = None,
+        side: Side = "both",
+        digest: str | None = None,
     ) -> None:
         self.plan, self.tokenizer = plan, tokenizer
+        self._black_box, self._side, self._digest = black_box, side, digest
         self._cloud, self._keys = cloud, None if keys is None else Path(keys)
         self._power, self._patience = power_profile(power), patience
-        self._running: _Thread | None = None
+        self._running: _Running | None = None
         self.link: Wire | None = None
         _open.add(self)
 
@@ -265,7 +215,7 @@ class LanguageDeployment:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """Modes that it can write in."""
-        return self.plan.edge("0" * 64).modes
+        return self._edge("0" * 64).modes
 
     def __call__(self, prompt: str | Sequence[int], **how: Any) -> Text:
         """Write a text; see `generate`."""
@@ -319,24 +269,40 @@ class LanguageDeployment:
             Rejected, ConfigError: see `generate`.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        said = Said(prompt) if isinstance(prompt, str) else None
         runtime = self._started().runtime
         why = "asked for"
         if way is None:
-            if mode == AUTO:
-                choice = self.choose(len(ids), max_tokens, objective)
-                way, why = self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
-            else:
-                way = self._way(Mode(mode), drafts, on_loss)
+            way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
         wish = Wish(tuple(ids), max_tokens, self.plan.stops if stops is None else stops, deadline_s)
         pieces: queue.SimpleQueue[Emit | Finish | Fail] = queue.SimpleQueue()
         chosen = way
 
         async def begin() -> Stream:
-            stream = runtime.write(wish, chosen, sampling)
+            stream = runtime.write(wish, chosen, sampling, said=said)
             asyncio.ensure_future(_forward(stream, pieces))  # noqa: RUF006 - ends with the stream, which the runtime holds
             return stream
 
         return Writing(self, self._started().call(begin()), pieces, way, why, len(ids))
+
+    def decide(
+        self,
+        prompt: int,
+        max_tokens: int,
+        mode: Mode | str = AUTO,
+        drafts: int | None = None,
+        on_loss: OnLoss = "wait",
+        objective: Objective | None = None,
+    ) -> tuple[Way, str]:
+        """How a text of so many tokens would be written now, and why; the arguments are those of `stream`.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        if mode != AUTO:
+            return self._way(Mode(mode), drafts, on_loss), "asked for"
+        choice = self.choose(prompt, max_tokens, objective)
+        return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
 
     def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss) -> Way:
         exits = self.plan.exits
@@ -400,6 +366,7 @@ class LanguageDeployment:
         )
         self.close()
         self.plan = replace(plan, exits=found)
+        self._digest = None  # no bundle holds these exits yet
         return found
 
     # Life -----------------------------------------------------------------------------------------
@@ -435,18 +402,97 @@ class LanguageDeployment:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> _Thread:
+    # Bundles --------------------------------------------------------------------------------------
+
+    def save(self, directory: Path | str) -> str:
+        """Write a bundle that `splitedge.load`, `splitedge serve` and `splitedge edge` take; its digest.
+
+        Raises:
+            BundleError: a part can not be saved, or the directory holds something else.
+            ConfigError: only one half is loaded here.
+        """
+        if self._side != "both":
+            raise ConfigError(f"this is the {self._side}'s half of a bundle; save needs both")
+        self._digest = save_language(self.plan, self.tokenizer, directory)
+        return self._digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle that it was loaded from or saved as; empty for none."""
+        return self._digest or ""
+
+    @property
+    def cloud_half(self) -> CloudHalf:
+        """The cloud's half, as a server takes it.
+
+        Raises:
+            ConfigError: only the edge's half is loaded, or it was never saved.
+        """
+        if self._side == "edge":
+            raise ConfigError("this is the edge's half of a bundle; load the cloud's with side='cloud'")
+        return self.plan.cloud(self._named())
+
+    def _named(self) -> str:
+        if self._digest is None:
+            raise ConfigError(
+                "a server knows a deployment by its bundle: save() it here, then serve and load that bundle"
+            )
+        return self._digest
+
+    # Running --------------------------------------------------------------------------------------
+
+    def _edge(self, digest: str) -> EdgeLanguage:
+        """The edge's half, without the ways to a cloud where there is none."""
+        found = self.plan.edge(digest)
+        if self._black_box is not None:
+            return replace(
+                found, ids_lane=Lane(digest, "", "text"), states_lane=None, codec=None, text_only=True
+            )
+        if self._cloud is None and self._side == "edge":
+            return replace(found, ids_lane=None, states_lane=None, codec=None)
+        return found
+
+    def runtime(self, link: Wire | None, settings: EdgeSettings | None = None) -> LanguageRuntime:
+        """A runtime of the edge's half for the caller's own event loop, not yet started. From then on `decide`
+        and `choose` speak of that one. The in-process methods (`generate`, `stream`) can not be used with it.
+
+        Args:
+            link: to the cloud, not yet started; None for none, or where a black box is configured.
+            settings: caps of the link.
+
+        Raises:
+            ConfigError: this is the cloud's half, or texts are already written in a thread of its own.
+        """
+        if self._running is not None:
+            raise ConfigError("this deployment runs already; close() it first")
+        made = self._runtime(link, self._digest or secrets.token_hex(32), settings)
+        self._running = _Here(made)
+        return made
+
+    def _runtime(self, link: Wire | None, digest: str, settings: EdgeSettings | None = None) -> LanguageRuntime:
+        if self._side == "cloud":
+            raise ConfigError("this is the cloud's half of a bundle; texts are written by the edge's")
+        remote = None
+        if self._black_box is not None:
+            remote = partial(BlackBoxRemote, BlackBox(self._black_box), self.tokenizer)
+        return LanguageRuntime(
+            self._edge(digest), link, settings=settings, patience=self._patience, remote=remote
+        )
+
+    def _started(self) -> _Running:
         if self._running is None:
-            digest = secrets.token_hex(32)
-            if self._cloud is None:
-                self.link = Loopback(None, language=self.plan.cloud(digest))
-            else:
+            digest = self._digest or secrets.token_hex(32)
+            if self._black_box is not None:
+                self.link = None
+            elif self._cloud is not None:
+                digest = self._named()
                 settings = EdgeSettings(cloud=self._cloud)
                 keys = None if self._keys is None else load_keys(self._keys)
                 server = None if self._keys is None else trusted_key(self._keys)
                 self.link = ZmqLink(self._cloud, keys, server, settings)
-            runtime = LanguageRuntime(self.plan.edge(digest), self.link, patience=self._patience)
-            self._running = _Thread(runtime)
+            elif self._side == "both":
+                self.link = Loopback(None, language=self.plan.cloud(digest))
+            self._running = _Thread(self._runtime(self.link, digest))
         return self._running
 
 
@@ -538,6 +584,21 @@ async def _forward(stream: Stream, pieces: queue.SimpleQueue[Emit | Finish | Fai
             return
 
 
+class _Here:
+    """A runtime on its owner's event loop."""
+
+    def __init__(self, runtime: LanguageRuntime) -> None:
+        self.runtime = runtime
+
+    def call(self, job: Coroutine[Any, Any, T]) -> T:
+        """Refuses: the owner of the loop writes by the runtime itself."""
+        job.close()
+        raise ConfigError("this deployment runs on its caller's event loop; write by that runtime")
+
+    def close(self, link: Wire | None) -> None:
+        """The owner closes it."""
+
+
 class _Thread:
     """An event loop on a thread of its own, with a runtime on it."""
 
@@ -577,6 +638,9 @@ class _Thread:
             self._loop.close()
 
 
+_Running = _Thread | _Here
+
+
 @atexit.register
 def _close_all() -> None:
     for deployment in list(_open):
@@ -584,4 +648,13 @@ def _close_all() -> None:
             deployment.close()
 
 
-__all__ = ["IDS", "CloudHalf", "LanguageDeployment", "LanguagePlan", "Text", "TokenModel", "deploy_language"]
+__all__ = [
+    "IDS",
+    "CloudHalf",
+    "LanguageDeployment",
+    "LanguagePlan",
+    "Text",
+    "TokenModel",
+    "Tokenizer",
+    "deploy_language",
+]
