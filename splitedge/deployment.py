@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from splitedge import sealed
 from splitedge.bundle import load_plan, save_plan
 from splitedge.choice import CodecLike, choose
 from splitedge.edge.link import Link
@@ -33,6 +34,10 @@ from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
 from splitedge.thresholds import Threshold
 from splitedge.trained import with_codec
+
+if TYPE_CHECKING:
+    from splitedge.edge.openai_settings import BlackBoxSettings
+    from splitedge.llm.deployment import LanguageDeployment
 
 RECENT = 10_000
 

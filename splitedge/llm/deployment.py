@@ -24,17 +24,18 @@ from splitedge.edge.black_box import BlackBoxRemote
 from splitedge.edge.language import EdgeLanguage, LanguageRuntime, Stream
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.link import ZmqLink
+from splitedge.edge.openai_settings import BlackBoxSettings, black_box_patience
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError, Rejected
 from splitedge.keys import load_keys, trusted_key
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.black_box import BlackBox, BlackBoxSettings
+from splitedge.llm.black_box import BlackBox
 from splitedge.llm.bundle import load_language, save_language
 from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import split_language_model
-from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.happenings import Emit, Fail, Finish
+from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
@@ -42,7 +43,7 @@ from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.token_model import TokenModel, WholeModel
 from splitedge.llm.tokenizers import Tokenizer
 from splitedge.loopback import Loopback
-from splitedge.power import power_profile
+from splitedge.power import PowerModel, power_profile
 from splitedge.sealed import Side
 from splitedge.wire import Lane
 
@@ -422,6 +423,16 @@ class LanguageDeployment:
         return self._digest or ""
 
     @property
+    def power(self) -> PowerModel:
+        """That joules are modelled with."""
+        return self._power
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Ids that end a text."""
+        return self.plan.stops
+
+    @property
     def cloud_half(self) -> CloudHalf:
         """The cloud's half, as a server takes it.
 
@@ -453,8 +464,8 @@ class LanguageDeployment:
         return found
 
     def runtime(self, link: Wire | None, settings: EdgeSettings | None = None) -> LanguageRuntime:
-        """A runtime of the edge's half for the caller's own event loop, not yet started. From then on `decide`
-        and `choose` speak of that one. The in-process methods (`generate`, `stream`) can not be used with it.
+        """A runtime of the edge's half for the caller's own event loop, not yet started. From then on
+        `decide` and `choose` speak of that one. The in-process methods (`generate`, `stream`) can not be used with it.
 
         Args:
             link: to the cloud, not yet started; None for none, or where a black box is configured.
@@ -469,15 +480,16 @@ class LanguageDeployment:
         self._running = _Here(made)
         return made
 
-    def _runtime(self, link: Wire | None, digest: str, settings: EdgeSettings | None = None) -> LanguageRuntime:
+    def _runtime(
+        self, link: Wire | None, digest: str, settings: EdgeSettings | None = None
+    ) -> LanguageRuntime:
         if self._side == "cloud":
             raise ConfigError("this is the cloud's half of a bundle; texts are written by the edge's")
-        remote = None
+        remote, patience = None, self._patience
         if self._black_box is not None:
+            patience = patience or black_box_patience(self._black_box.idle_s)
             remote = partial(BlackBoxRemote, BlackBox(self._black_box), self.tokenizer)
-        return LanguageRuntime(
-            self._edge(digest), link, settings=settings, patience=self._patience, remote=remote
-        )
+        return LanguageRuntime(self._edge(digest), link, settings=settings, patience=patience, remote=remote)
 
     def _started(self) -> _Running:
         if self._running is None:

@@ -55,7 +55,7 @@ class LanguageExitEntry(_Entry):
         found = report.threshold
         return cls(
             depth=report.depth,
-            width=int(exits.heads[number].adapter[1].out_features),  # type: ignore[union-attr,arg-type]
+            width=int(exits.heads[number].adapter[1].out_features),  # type: ignore[arg-type]
             trust=TrustEntry(
                 signal=trust.signal, knots=list(trust.knots), values=list(trust.values), rows=trust.rows
             ),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from splitedge.errors import BundleError, ConfigError, MissingExtra, Rejected
 
 MAX_FILE = 256 << 20
-_TRIAL = "Once upon a time, 3 naïve cats (äöü, 你好) said:\n\t\"it's 42!\" "
+_TRIAL = 'Once upon a time, 3 naïve cats (äöü, 你好) said:\n\t"it\'s 42!" '
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -146,8 +146,8 @@ def tokenizer_files(tokenizer: Any) -> tuple[TokenizerEntry, Mapping[str, str]]:
     ids = list(tokenizer.encode(_TRIAL))
     if list(again.encode(_TRIAL)) != ids or again.decode(ids) != tokenizer.decode(ids):
         raise BundleError(
-            f"the {type(tokenizer).__name__} does more than its tokenizer.json says: a trial text gives other "
-            "ids when it is read back. Give the model's fast tokenizer (AutoTokenizer, use_fast=True)"
+            f"the {type(tokenizer).__name__} does more than its tokenizer.json says: a trial text gives "
+            "other ids when it is read back. Give the model's fast tokenizer (AutoTokenizer, use_fast=True)"
         )
     return TokenizerEntry(kind="fast"), {
         "tokenizer.json": text,
@@ -192,7 +192,7 @@ def _fast(text: str, config: _Config) -> Any:
     except ImportError:
         raise MissingExtra("llm", "a bundle's tokenizer") from None
     given = {name: value for name in _NAMES if (value := getattr(config, name)) is not None}
-    made = PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Backend.from_str(text),
         clean_up_tokenization_spaces=config.clean_up_tokenization_spaces,
         **given,
@@ -200,3 +200,20 @@ def _fast(text: str, config: _Config) -> Any:
     if config.chat_template is not None:
         made.chat_template = config.chat_template
     return made
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int] | None:
+    """Ids of a text without anything put before or behind it; None where the tokenizer has none for it."""
+    try:
+        if hasattr(tokenizer, "backend_tokenizer"):
+            return list(tokenizer.encode(text, add_special_tokens=False))
+        return list(tokenizer.encode(text))
+    except Rejected:
+        return None
+
+
+def plain_text(tokenizer: Any, ids: list[int]) -> str:
+    """Text of ids without special tokens."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+    return str(tokenizer.decode(ids))

@@ -95,13 +95,15 @@ class ModelEntry(BaseModel):
             if int(config.num_hidden_layers) != self.depth:
                 raise BundleError(f"'manifest.json': {config.num_hidden_layers} blocks, not {self.depth}")
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
+                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, attn_implementation=self.attention
+                )
             anatomy = anatomy_of(model.eval(), self.context)
         except SplitedgeError as error:
             raise BundleError(f"'manifest.json': {error}") from None
         except Exception as error:  # transformers raises anything at a configuration it does not like
             raise BundleError(
-                f"'manifest.json': no model can be made of its configuration by this version of transformers: "
+                f"'manifest.json': this version of transformers makes no model of its configuration: "
                 f"{type(error).__name__}: {error}"
             ) from None
         if anatomy.rotary is not None:  # its angles are computed, not stored
@@ -109,7 +111,9 @@ class ModelEntry(BaseModel):
         return anatomy
 
 
-def parts_of(anatomy: Anatomy, first: int, last: int, *, embeds: bool, unembeds: bool) -> dict[str, nn.Module]:
+def parts_of(
+    anatomy: Anatomy, first: int, last: int, *, embeds: bool, unembeds: bool
+) -> dict[str, nn.Module]:
     """Blocks `first` to `last` (not included) with what stands before and behind them, by name."""
     found: dict[str, nn.Module | None] = {}
     if embeds:
@@ -133,9 +137,7 @@ def tensors_of(parts: Mapping[str, nn.Module], tied: bool) -> dict[str, torch.Te
     return out
 
 
-def fill(
-    parts: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], tied: bool, file: str
-) -> None:
+def fill(parts: Mapping[str, nn.Module], tensors: Mapping[str, torch.Tensor], tied: bool, file: str) -> None:
     """Give empty parts their tensors.
 
     Raises:
@@ -153,8 +155,8 @@ def fill(
                 setattr(owner, leaf, parts["embed"].get_parameter(name))
             else:
                 owner.register_parameter(leaf, nn.Parameter(new, requires_grad=False))
-        for name, old in list(module.named_buffers()):
-            new = _one(tensors, f"{source}.{name}", old, file)
+        for name, kept in list(module.named_buffers()):
+            new = _one(tensors, f"{source}.{name}", kept, file)
             left.discard(f"{source}.{name}")
             owner, leaf = _owner(module, name)
             setattr(owner, leaf, new)
