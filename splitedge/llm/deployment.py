@@ -465,7 +465,7 @@ class LanguageDeployment:
 
     def runtime(self, link: Wire | None, settings: EdgeSettings | None = None) -> LanguageRuntime:
         """A runtime of the edge's half for the caller's own event loop, not yet started. From then on
-        `decide` and `choose` speak of that one. The in-process methods (`generate`, `stream`) can not be used with it.
+        `decide` and `choose` speak of that one; `generate` and `stream` can not be used with it.
 
         Args:
             link: to the cloud, not yet started; None for none, or where a black box is configured.
