@@ -245,17 +245,15 @@ def test_a_lost_link_in_the_middle_changes_no_text(world):
     with link, edge, contextlib.ExitStack() as stack:
         assert link.process.poll() is None
         client = stack.enter_context(world.client_of(http))
-        end, count = time.monotonic() + 12, 0
         longest = 0.0
-        while time.monotonic() < end:
+        for mode in ("spec", "cloud_stream", "spec", "cloud_stream"):
             found = client.completions.create(
                 model="tiny", prompt="Once upon", max_tokens=100, temperature=0, timeout=30,
-                extra_body={"splitedge": {"mode": ("spec", "cloud_stream")[count % 2], "drafts": 2}},
+                extra_body={"splitedge": {"mode": mode, "drafts": 2}},
             )  # fmt: skip
             assert found.choices[0].text == mine.text
             longest = max(longest, found.model_extra["splitedge"]["total_s"])
-            count += 1
-        assert count > 4 and longest > 0.4  # some of them met a cut
+        assert longest > 0.4  # some of them met a cut
 
 
 def test_letters_are_enough_for_the_tokenizer():
