@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
 from splitedge.errors import ConfigError, RecordError
+from splitedge.features import features_of
 from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.policy import Gate, Option, Route
@@ -39,6 +40,8 @@ class Evaluation:
         labels: right classes, (rows,).
         table: the options with what they cost, in the same order: with it the evaluation is all that the
             simulator needs of a deployment.
+        features: cheap numbers of each row's input, float32 (rows, F), as a policy that `wants_features`
+            sees them (`features.NAMES`); None in files from before there were any.
     """
 
     options: tuple[str, ...]
@@ -47,6 +50,7 @@ class Evaluation:
     nbytes: Floats
     labels: npt.NDArray[np.int64]
     table: tuple[Option, ...] = ()
+    features: npt.NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -63,6 +67,7 @@ class Evaluation:
             nbytes=self.nbytes,
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
+            **({} if self.features is None else {"features": self.features}),
         )
 
     @classmethod
@@ -76,12 +81,16 @@ class Evaluation:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
-                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"], table)
+                arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
+                features = data["features"] if "features" in data else None
+                found = cls(names, *arrays, table, features)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
         if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
             raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
+        if features is not None and (features.ndim != 2 or len(features) != shape[1]):
+            raise RecordError(f"{path}: features of shape {features.shape} for {shape[1]} rows")
         if table and tuple(option.name for option in table) != names:
             raise RecordError(f"{path}: its option table is not that of its answers ({', '.join(names)})")
         return found
@@ -121,7 +130,15 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
     parts = [_answer(plan, batch, chosen, sizes) for batch in rows.batches(BATCH if plan.batchable else 1)]
     correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     names = tuple(option.name for option in chosen)
-    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen))
+    return Evaluation(
+        names,
+        correct.astype(bool),
+        confidence,
+        nbytes,
+        rows.labels.numpy(),
+        tuple(chosen),
+        np.concatenate([features_of(batch.inputs, batch.dims) for batch in rows.batches(BATCH)]),
+    )
 
 
 def _answer(
