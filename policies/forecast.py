@@ -1,13 +1,13 @@
 """Forecasts of the uplink's goodput: a state per device, `observe` what is seen, `predict` what will come.
 
 All work on the logarithm of goodput, so an error is a factor. Numbers are floats for one device or arrays of
-shape (N,) for N; a forecast never mixes devices. `middle`, `low` and `high` are the median, the 10th and the
+shape (N,) for N; a forecast never mixes devices. An `Estimate` of a forecast is the median, the 10th and the
 90th percentile of the mean goodput over the horizon.
 
-The three simple ones learn how wide to be from their own errors, whatever their distribution: each quantile
-moves up by `rate * q` where it was too low and down by `rate * (1 - q)` where too high, so that in the long run
-the right share of what comes lies below it (Gibbs and Candes, "Adaptive Conformal Inference Under Distribution
-Shift", NeurIPS 2021).
+How wide it is, and how far what is seen is off from what comes, a forecast learns from what it said and what
+came (`adjust`): each quantile moves up by `rate * q` where it was too low and down by `rate * (1 - q)` where too
+high, so that in the long run the right share of what comes lies below it, whatever the distribution (Gibbs and
+Candes, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from typing import Any, ClassVar
 import numpy as np
 
 from splitedge.errors import PolicyError
-from splitedge.policy import Estimate
+from splitedge.policy import Estimate, where
 
 LEAST_BPS, MOST_BPS = 1e3, 1e12
 #: Seconds between samples that are kept; what is seen in between is left out.
 STEP_S = 0.05
-_LOW, _HIGH = 0.1, 0.9
+QUANTILES = (0.1, 0.5, 0.9)
+#: How far, in log units, a quantile may be moved.
+_FARTHEST = 5.0
 
 
 class Forecast(ABC):
     """One forecast of a device, or of N at once.
 
     Args:
-        rate: how fast the quantiles follow, in log units a sample.
+        rate: how fast the quantiles follow, in log units for each transfer.
+        wide: where the 10th and 90th percentile begin, in log units from the middle.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, rate: float = 0.08) -> None:
+    def __init__(self, rate: float = 0.08, wide: float = 0.5) -> None:
         self._rate = rate
         self._t: Any = None
-        self._low: Any = -0.5
-        self._high: Any = 0.5
+        self._moved: tuple[Any, Any, Any] = (-wide, 0.0, wide)
 
     @property
     def started(self) -> bool:
@@ -52,22 +54,17 @@ class Forecast(ABC):
 
         A time within `STEP_S` of the last one kept, or before it, is left out.
         """
-        y = np.log(np.minimum(np.maximum(goodput, LEAST_BPS), MOST_BPS))
+        y = log(goodput)
         if self._t is None:
-            shape = np.broadcast(t_s, y, rtt).shape
-            self._t = np.broadcast_to(t_s, shape).astype(float) if shape else float(t_s)
-            self._begin(y if shape == np.shape(y) else np.broadcast_to(y, shape), rtt)
+            self._t = t_s + 0.0 * y
+            self._begin(y + 0.0 * t_s, rtt)
             return
         gap = t_s - self._t
         fresh = gap >= STEP_S
-        if not np.any(fresh):
+        if not (fresh.any() if isinstance(fresh, np.ndarray) else fresh):
             return
-        gap = np.maximum(gap, STEP_S)
-        error = y - self._middle(gap)
-        self._low = np.where(fresh, self._low + self._rate * (_LOW - (error < self._low)), self._low)
-        self._high = np.where(fresh, self._high + self._rate * (_HIGH - (error < self._high)), self._high)
-        self._step(fresh, gap, y, rtt)
-        self._t = np.where(fresh, t_s, self._t)
+        self._step(fresh, where(fresh, gap, STEP_S), y, rtt)
+        self._t = where(fresh, t_s, self._t)
 
     def predict(self, horizon_s: Any) -> Estimate:
         """Median, 10th and 90th percentile of the mean goodput from now to `horizon_s` later, bits/s.
@@ -76,9 +73,23 @@ class Forecast(ABC):
         """
         if self._t is None:
             return Estimate(math.nan, math.nan, math.nan)
-        middle = self._middle(horizon_s)
-        low, high = np.minimum(self._low, 0.0), np.maximum(self._high, 0.0)
-        return Estimate(np.exp(middle), np.exp(middle + low), np.exp(middle + high))
+        low, middle, high = self._quantiles(horizon_s)
+        down, off, up = self._moved
+        middle = middle + off
+        low, high = low + down, high + up
+        low, high = where(low < middle, low, middle), where(high > middle, high, middle)
+        return Estimate(exp(middle), exp(low), exp(high))
+
+    def adjust(self, said: Estimate, came: Any) -> None:
+        """Learn from a transfer: what `predict` said of it and the goodput it got, bits/s (NaN: not known)."""
+        known = came == came
+        if not (known.any() if isinstance(known, np.ndarray) else known):
+            return
+        moved = []
+        for q, value, offset in zip(QUANTILES, (said.low, said.mean, said.high), self._moved, strict=True):
+            step = self._rate * (q - where(came < value, 1.0, 0.0))
+            moved.append(where(known, clip(offset + step, -_FARTHEST, _FARTHEST), offset))
+        self._moved = moved[0], moved[1], moved[2]
 
     @abstractmethod
     def _begin(self, y: Any, rtt: Any) -> None:
@@ -89,17 +100,46 @@ class Forecast(ABC):
         """A later one, of the devices for which `fresh` holds, `gap` seconds after the last."""
 
     @abstractmethod
+    def _quantiles(self, horizon_s: Any) -> tuple[Any, Any, Any]:
+        """Low, middle and high before they are moved, as logarithms."""
+
+
+def log(goodput: Any) -> Any:
+    """Logarithm of a goodput within limits."""
+    if isinstance(goodput, np.ndarray):
+        return np.log(np.clip(goodput, LEAST_BPS, MOST_BPS))
+    return math.log(min(max(goodput, LEAST_BPS), MOST_BPS))
+
+
+def exp(value: Any) -> Any:
+    """Exponential of floats or arrays."""
+    return np.exp(value) if isinstance(value, np.ndarray) else math.exp(value)
+
+
+def clip(value: Any, low: float, high: float) -> Any:
+    """The value within limits, of floats or arrays."""
+    return np.clip(value, low, high) if isinstance(value, np.ndarray) else min(max(value, low), high)
+
+
+class _Simple(Forecast):
+    """A forecast of the middle alone; its width is learned."""
+
+    def _quantiles(self, horizon_s: Any) -> tuple[Any, Any, Any]:
+        middle = self._middle(horizon_s)
+        return middle, middle, middle
+
+    @abstractmethod
     def _middle(self, horizon_s: Any) -> Any:
         """The logarithm expected."""
 
 
-class EwmaForecast(Forecast):
+class EwmaForecast(_Simple):
     """Exponentially weighted mean: a sample counts 1/e after `tau_s` seconds."""
 
     name: ClassVar[str] = "ewma"
 
-    def __init__(self, tau_s: float = 0.15, rate: float = 0.08) -> None:
-        super().__init__(rate)
+    def __init__(self, tau_s: float = 0.15) -> None:
+        super().__init__()
         self._tau = tau_s
         self._level: Any = 0.0
 
@@ -107,45 +147,47 @@ class EwmaForecast(Forecast):
         self._level = y
 
     def _step(self, fresh: Any, gap: Any, y: Any, rtt: Any) -> None:
-        share = -np.expm1(-gap / self._tau)
-        self._level = np.where(fresh, self._level + share * (y - self._level), self._level)
+        share = 1.0 - exp(-gap / self._tau)
+        self._level = where(fresh, self._level + share * (y - self._level), self._level)
 
     def _middle(self, horizon_s: Any) -> Any:
         return self._level
 
 
-class HarmonicForecast(Forecast):
+class HarmonicForecast(_Simple):
     """Harmonic mean of the last samples, robust to single fast ones: Jiang et al., "FESTIVE", CoNEXT 2012; the
     forecast of robust MPC (Yin et al., SIGCOMM 2015), which takes the last five.
     """
 
     name: ClassVar[str] = "harmonic"
 
-    def __init__(self, count: int = 5, rate: float = 0.08) -> None:
-        super().__init__(rate)
+    def __init__(self, count: int = 5) -> None:
+        super().__init__()
         self._count = count
-        self._slowness: Any = None  # 1 / goodput of the last samples, (count, ...)
+        self._slowness: tuple[Any, ...] = ()  # 1 / goodput of the last samples
 
     def _begin(self, y: Any, rtt: Any) -> None:
-        self._slowness = np.repeat(np.exp(-np.asarray(y))[None], self._count, 0)
+        self._slowness = (exp(-y),) * self._count
 
     def _step(self, fresh: Any, gap: Any, y: Any, rtt: Any) -> None:
-        shifted = np.concatenate([self._slowness[1:], np.exp(-np.asarray(y))[None]])
-        self._slowness = np.where(fresh, shifted, self._slowness)
+        kept = self._slowness
+        self._slowness = tuple(
+            where(fresh, new, old) for new, old in zip((*kept[1:], exp(-y)), kept, strict=True)
+        )
 
     def _middle(self, horizon_s: Any) -> Any:
-        return -np.log(self._slowness.mean(0))
+        return log(self._count / sum(self._slowness))
 
 
-class HoltForecast(Forecast):
+class HoltForecast(_Simple):
     """Double exponential smoothing with a damped trend (Holt 1957; Gardner and McKenzie, Management Science
     1985): where the link is going, not only where it is.
     """
 
     name: ClassVar[str] = "holt"
 
-    def __init__(self, level: float = 0.6, trend: float = 0.1, fade_s: float = 0.3, rate: float = 0.08) -> None:
-        super().__init__(rate)
+    def __init__(self, level: float = 0.6, trend: float = 0.1, fade_s: float = 0.3) -> None:
+        super().__init__()
         self._alpha, self._beta, self._fade = level, trend, fade_s
         self._level: Any = 0.0
         self._trend: Any = 0.0  # log units a second
@@ -157,14 +199,13 @@ class HoltForecast(Forecast):
     def _step(self, fresh: Any, gap: Any, y: Any, rtt: Any) -> None:
         expected = self._middle(gap)
         level = expected + self._alpha * (y - expected)
-        slope = (level - self._level) / gap
-        trend = self._trend * np.exp(-gap / self._fade)
-        trend = trend + self._beta * (slope - trend)
-        self._level = np.where(fresh, level, self._level)
-        self._trend = np.where(fresh, trend, self._trend)
+        faded = self._trend * exp(-gap / self._fade)
+        trend = faded + self._beta * ((level - self._level) / gap - faded)
+        self._level = where(fresh, level, self._level)
+        self._trend = where(fresh, trend, self._trend)
 
     def _middle(self, horizon_s: Any) -> Any:
-        return self._level + self._trend * self._fade * -np.expm1(-np.minimum(horizon_s / self._fade, 50.0))
+        return self._level + self._trend * self._fade * (1.0 - exp(-horizon_s / self._fade))
 
 
 #: Those that need no training, by name.
@@ -183,7 +224,9 @@ def make_forecast(spec: str) -> Forecast:
         return SIMPLE[spec]()
     if "." not in spec and "/" not in spec:
         known = ", ".join(SIMPLE)
-        raise PolicyError(f"no forecast '{spec}'; there are {known}, and files written by 'splitedge policy fit'")
+        raise PolicyError(
+            f"no forecast '{spec}'; there are {known}, and files written by 'splitedge policy fit'"
+        )
     from splitedge.policies.forecast_trees import TreesForecast
 
     return TreesForecast.load(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +12,20 @@ import numpy.typing as npt
 
 from splitedge.errors import PolicyError
 from splitedge.estimate import LinkEstimator
-from splitedge.policies.forecast import LEAST_BPS, Forecast
+from splitedge.policies.forecast import LEAST_BPS, QUANTILES, Forecast
 from splitedge.policies.forecast_trees import FEATURES, ForecastFile, TreesForecast
 from splitedge.policies.trees import Trees, export
+from splitedge.policy import Estimate
 
 Floats = npt.NDArray[np.float64]
 Columns = Mapping[str, npt.NDArray[Any]]
 
 #: Seconds ahead that examples are made for.
 HORIZONS = (0.05, 0.1, 0.2, 0.4)
-QUANTILES = (0.1, 0.5, 0.9)
 #: Examples used at most; more are thinned out at random.
 MOST_ROWS = 24_000
 _EVERY_S, _BYTES, _LONGEST_S = 0.1, 4000.0, 1.0
+_FASTEST_BPS = 8.0 * _BYTES / 0.001
 _RTT_EVERY_S = 1.0
 
 
@@ -50,6 +52,8 @@ def seen_of_trace(
 ) -> Seen:
     """Replay a trace through the link estimator of the engine: a transfer of 4 kB every 0.1 s, one at a time.
 
+    Goodput above what such a transfer can tell (it takes a millisecond) counts as that.
+
     Args:
         source: name of it.
         t_s: seconds, from 0, never falling.
@@ -62,7 +66,9 @@ def seen_of_trace(
     last = min(float(ends[-1]), longest_s) - max(HORIZONS)
     now = np.arange(0.0, last, _EVERY_S)
     if not len(now):
-        raise PolicyError(f"{source}: {ends[-1]:g} s are too short to learn from; {1 + max(HORIZONS):g} s are needed")
+        raise PolicyError(
+            f"{source}: {ends[-1]:g} s are too short to learn from; {1 + max(HORIZONS):g} s are needed"
+        )
     offered = np.interp(now, ends, bits)
     done = np.interp(offered + 8.0 * _BYTES, bits, ends) - now
     link = LinkEstimator()
@@ -85,7 +91,7 @@ def seen_of_trace(
                 measured = (t + took, took + 0.5 * rtt_s)
     steps = np.broadcast_to(np.array(HORIZONS), (len(now), len(HORIZONS)))
     came = (np.interp(now[:, None] + steps, ends, bits) - offered[:, None]) / steps
-    return Seen(source, now, goodput, rtt, steps, np.maximum(came, LEAST_BPS))
+    return Seen(source, now, goodput, rtt, steps, np.clip(came, LEAST_BPS, _FASTEST_BPS))
 
 
 def seen_of_records(source: str, table: Columns) -> Seen:
@@ -101,9 +107,13 @@ def seen_of_records(source: str, table: Columns) -> Seen:
     seconds = table["uplink_s"] - 0.5 * table["rtt_s"]
     good = (table["attempts"] == 1) & (seconds > 1e-4) & np.isfinite(table["goodput_bps"])
     if int(good.sum()) < 50:
-        raise PolicyError(f"{source}: {int(good.sum())} requests tell the uplink's goodput; at least 50 are needed")
+        raise PolicyError(
+            f"{source}: {int(good.sum())} requests tell the uplink's goodput; at least 50 are needed"
+        )
     order = np.argsort(table["t_s"][good], kind="stable")
-    part = {name: np.asarray(table[name], float)[good][order] for name in table if table[name].dtype.kind in "fiu"}
+    part = {
+        name: np.asarray(table[name], float)[good][order] for name in table if table[name].dtype.kind in "fiu"
+    }
     took = seconds[good][order]
     came = 8.0 * part["bytes_up"] / took
     return Seen(source, part["t_s"], part["goodput_bps"], part["rtt_s"], took[:, None], came[:, None])
@@ -115,7 +125,7 @@ def examples(seen: Seen) -> tuple[Floats, Floats]:
     rows, wanted = [], []
     for i, t in enumerate(seen.t_s.tolist()):
         state.observe(t, float(seen.goodput[i]), float(seen.rtt[i]))
-        rows.append(state.features(seen.horizon_s[i]))
+        rows.append(state.features(seen.horizon_s[i].copy()))
         wanted.append(np.log(seen.came[i] / max(float(seen.goodput[i]), LEAST_BPS)))
     return np.concatenate(rows), np.concatenate(wanted)
 
@@ -138,12 +148,21 @@ class Judged:
 
 
 def judge(forecast: Forecast, seen: Seen) -> tuple[Floats, Floats]:
-    """Logarithms of what a forecast says (n * horizons, 3) and of what came (n * horizons,)."""
+    """Logarithms of what a forecast says, (n * horizons, 3): low, middle, high; and of what came. It is told
+    what came, as a policy would be, when the horizon is over.
+    """
     said = np.empty((len(seen.t_s), seen.horizon_s.shape[1], 3))
+    told: deque[tuple[float, Estimate, float]] = deque()
     for i, t in enumerate(seen.t_s.tolist()):
+        while told and told[0][0] <= t:
+            _, before, came = told.popleft()
+            forecast.adjust(before, came)
         forecast.observe(t, float(seen.goodput[i]), float(seen.rtt[i]))
-        middle, low, high = forecast.predict(seen.horizon_s[i])
-        said[i, :, 0], said[i, :, 1], said[i, :, 2] = low, middle, high
+        for j, horizon in enumerate(seen.horizon_s[i].tolist()):
+            found = forecast.predict(horizon)
+            said[i, j] = found.low, found.mean, found.high
+            if j == 0:
+                told.append((t + horizon, found, float(seen.came[i, j])))
     return np.log(said.reshape(-1, 3)), np.log(seen.came.reshape(-1))
 
 
@@ -191,7 +210,9 @@ def fit_forecast(
         parts.append((x[:at], y[:at], x[at:], y[at:]))
         progress("reading", (i + 1) / len(seen))
     if not parts or sum(len(part[1]) for part in parts) < 200:
-        raise PolicyError("a forecast needs at least 200 moments to learn from; give more or longer recordings")
+        raise PolicyError(
+            "a forecast needs at least 200 moments to learn from; give more or longer recordings"
+        )
     x, y, held, wanted = (np.concatenate([part[i] for part in parts]) for i in range(4))
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(y))[:MOST_ROWS]

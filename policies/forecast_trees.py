@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -9,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import model_validator
 
+from splitedge.errors import PolicyError
 from splitedge.policies.forecast import Forecast
 from splitedge.policies.model_file import Model, read_model, write_model
 from splitedge.policies.trees import TreeArrays, Trees
-from splitedge.policy import Estimate
+from splitedge.policy import where
 
 KIND = "forecast"
 #: Samples that are remembered; the features are drawn from them.
 LAGS = 6
 FEATURES = LAGS + 5
-_LEAST_RTT = 1e-6
+_LEAST_RTT, _LEAST_S = 1e-6, 1e-3
 _WIDEST = 12.0  # log units that a forecast may differ from what is seen now
 
 
@@ -55,14 +57,14 @@ class TreesForecast(Forecast):
     name: ClassVar[str] = "trees"
 
     def __init__(self, file: ForecastFile | None = None) -> None:
-        super().__init__()
+        super().__init__(wide=0.0)
         self.file = file
         self._trees = None if file is None else Trees(file.trees)
-        self._past: Any = None  # logarithms of the last samples, the newest last, (LAGS, ...)
+        self._past: tuple[Any, ...] = ()  # logarithms of the last samples, the newest last
         self._gap: Any = 0.0
         self._rtt: Any = 0.0
         self._least_rtt: Any = 0.0
-        self._known: tuple[Any, Estimate] | None = None
+        self._known: tuple[Any, npt.NDArray[np.float64]] | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -74,8 +76,13 @@ class TreesForecast(Forecast):
         return cls(read_model(path, KIND, ForecastFile))
 
     def save(self, path: Path | str) -> str:
-        """Write it; returns the digest."""
-        assert self.file is not None  # an untrained one is only made to collect features
+        """Write it; returns the digest.
+
+        Raises:
+            PolicyError: it was not trained, or the file can not be written.
+        """
+        if self.file is None:
+            raise PolicyError("a forecast that was not trained can not be saved; see fit_forecast")
         return write_model(path, KIND, self.file)
 
     def features(self, horizon_s: Any) -> npt.NDArray[np.float64]:
@@ -83,50 +90,49 @@ class TreesForecast(Forecast):
         level, RTT, gap to the sample before, horizon.
         """
         newest = self._past[-1]
-        rtt = np.maximum(self._rtt, _LEAST_RTT)
-        columns = (
-            *(newest - self._past[i] for i in range(LAGS - 1)),
-            self._past.std(0),
-            newest - np.log(1e6),
-            np.log(rtt),
-            np.log(rtt / np.maximum(self._least_rtt, _LEAST_RTT)),
-            np.log(np.maximum(self._gap, 1e-3)),
-            np.log(np.maximum(horizon_s, 1e-3)),
-        )
+        apart = [newest - y for y in self._past[:-1]]
+        mean = sum(apart) / LAGS
+        spread = sum(a * a for a in apart) / LAGS - mean * mean
+        rtt = self._rtt + _LEAST_RTT
+        columns = [
+            *apart,
+            where(spread > 0.0, spread, 0.0) ** 0.5,
+            newest,
+            _plain_log(rtt),
+            _plain_log(rtt / (self._least_rtt + _LEAST_RTT)),
+            _plain_log(self._gap + _LEAST_S),
+            _plain_log(horizon_s + _LEAST_S),
+        ]
+        if all(isinstance(column, float) for column in columns):
+            return np.array(columns)
         return np.stack(np.broadcast_arrays(*columns), -1)
 
-    def observe(self, t_s: Any, goodput: Any, rtt: Any) -> None:
-        """See `Forecast.observe`."""
-        before = self._past
-        super().observe(t_s, goodput, rtt)
-        if self._past is not before:
-            self._known = None
-
-    def predict(self, horizon_s: Any) -> Estimate:
-        """See `Forecast.predict`; asked twice for the same moment and horizon it answers from memory."""
-        if self._trees is None or not self.started:
-            return super().predict(horizon_s)
-        if self._known is not None and self._known[0] is horizon_s or (
-            self._known is not None and np.array_equal(self._known[0], horizon_s)
-        ):
-            return self._known[1]
-        steps = np.sort(np.clip(self._trees(self.features(horizon_s)), -_WIDEST, _WIDEST), -1)
-        rates = np.exp(self._past[-1][..., None] + steps)
-        found = Estimate(rates[..., 1], rates[..., 0], rates[..., 2])
-        self._known = (horizon_s, found)
-        return found
+    def _quantiles(self, horizon_s: Any) -> tuple[Any, Any, Any]:
+        if self._trees is None:
+            raise PolicyError("this forecast was not trained; see fit_forecast")
+        if self._known is None or not np.array_equal(self._known[0], horizon_s):
+            steps = np.sort(np.clip(self._trees(self.features(horizon_s)), -_WIDEST, _WIDEST), -1)
+            self._known = horizon_s, steps
+        steps, newest = self._known[1], self._past[-1]
+        if steps.ndim == 1:
+            low, middle, high = steps.tolist()
+            return newest + low, newest + middle, newest + high
+        return newest + steps[..., 0], newest + steps[..., 1], newest + steps[..., 2]
 
     def _begin(self, y: Any, rtt: Any) -> None:
-        self._past = np.repeat(np.asarray(y, float)[None], LAGS, 0)
-        self._gap = 0.0 * self._past[0]
+        self._past = (y,) * LAGS
+        self._gap = 0.0 * y
         self._rtt = self._least_rtt = rtt + self._gap
 
     def _step(self, fresh: Any, gap: Any, y: Any, rtt: Any) -> None:
-        shifted = np.concatenate([self._past[1:], np.asarray(y, float)[None]])
-        self._past = np.where(fresh, shifted, self._past)
-        self._gap = np.where(fresh, gap, self._gap)
-        self._rtt = np.where(fresh, rtt, self._rtt)
-        self._least_rtt = np.where(fresh, np.minimum(self._least_rtt, rtt), self._least_rtt)
+        kept = self._past
+        self._past = tuple(where(fresh, new, old) for new, old in zip((*kept[1:], y), kept, strict=True))
+        self._gap = where(fresh, gap, self._gap)
+        self._rtt = where(fresh, rtt, self._rtt)
+        least = where(self._rtt < self._least_rtt, self._rtt, self._least_rtt)
+        self._least_rtt = where(fresh, least, self._least_rtt)
+        self._known = None
 
-    def _middle(self, horizon_s: Any) -> Any:
-        return self._past[-1]
+
+def _plain_log(value: Any) -> Any:
+    return np.log(value) if isinstance(value, np.ndarray) else math.log(value)

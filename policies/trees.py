@@ -106,7 +106,9 @@ def export(models: list[Any], features: int) -> TreeArrays:
     )
 
 
-def _complete(tree: Any, depth: int, rate: float) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+def _complete(
+    tree: Any, depth: int, rate: float
+) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
     """(feature, threshold, leaf) of one tree, filled up to a complete one."""
     feature, threshold = [0] * (2**depth - 1), [0.0] * (2**depth - 1)
     leaf = [0.0] * 2**depth

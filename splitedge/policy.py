@@ -245,6 +245,8 @@ class Policy(ABC):
     needs: ClassVar[frozenset[Route]] = frozenset()
     #: Whether `Observation.features` shall be filled; they are computed for no policy that does not ask.
     wants_features: bool = False
+    #: The policy that a wrapper asks; None for one that decides by itself.
+    inner: Policy | None = None
 
     @abstractmethod
     def decide(self, obs: Observation) -> Decision:

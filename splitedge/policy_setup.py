@@ -1,8 +1,8 @@
-"""Make a plan's policy, with thresholds from what the exits said on validation rows."""
+"""Make a plan's policy, with what the exits said on validation rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from splitedge.plan import Plan
@@ -22,25 +22,38 @@ class Thresholded(Protocol):
         ...
 
 
+@runtime_checkable
+class SeesExits(Protocol):
+    """A policy that predicts how often each exit answers."""
+
+    def see_exits(self, confidence: Mapping[int, Sequence[float]]) -> None:
+        """Take the calibrated confidences of validation rows, by the exit's number."""
+        ...
+
+
 def ready_policy(spec: str | Policy, plan: Plan) -> tuple[Policy, dict[int, Threshold]]:
     """A policy for a plan, and the thresholds it was given (none before `fit`).
 
-    A policy object that comes with thresholds keeps them.
+    A policy object that comes with thresholds keeps them. What a wrapper wraps is made ready like any other.
 
     Raises:
         UnknownName: no such policy.
         PolicyError: bad argument, or the plan lacks a route the policy needs.
     """
-    policy = make_policy(spec, plan.options)
+    made = policy = make_policy(spec, plan.options)
+    while policy.inner is not None:
+        policy = policy.inner
+    evident = {n: head.evidence for n, head in enumerate(plan.exits) if head.evidence is not None}
+    if evident and isinstance(policy, SeesExits):
+        policy.see_exits({number: evidence.confidence for number, evidence in evident.items()})
     if not isinstance(policy, Thresholded) or (not isinstance(spec, str) and policy.thresholds):
-        return policy, {}
+        return made, {}
     found = {
-        number: _threshold(head.evidence.confidence, head.evidence.correct, policy.target)
-        for number, head in enumerate(plan.exits)
-        if head.evidence is not None
+        number: _threshold(evidence.confidence, evidence.correct, policy.target)
+        for number, evidence in evident.items()
     }
     policy.configure({number: threshold.value for number, threshold in found.items()})
-    return policy, found
+    return made, found
 
 
 def _threshold(confidence: tuple[float, ...], correct: tuple[bool, ...], target: float) -> Threshold:
