@@ -5,9 +5,9 @@ shape (N,) for N; a forecast never mixes devices. An `Estimate` of a forecast is
 90th percentile of the mean goodput over the horizon.
 
 How wide it is, and how far what is seen is off from what comes, a forecast learns from what it said and what
-came (`adjust`): each quantile moves up by `rate * q` where it was too low and down by `rate * (1 - q)` where too
-high, so that in the long run the right share of what comes lies below it, whatever the distribution (Gibbs and
-Candes, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021).
+came (`adjust`): each quantile moves up by `rate * q` where it was too low and down by `rate * (1 - q)` where
+too high, so that in the long run the right share of what comes lies below it, whatever the distribution
+(Gibbs and Candes, "Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Forecast(ABC):
         return Estimate(exp(middle), exp(low), exp(high))
 
     def adjust(self, said: Estimate, came: Any) -> None:
-        """Learn from a transfer: what `predict` said of it and the goodput it got, bits/s (NaN: not known)."""
+        """Learn from a transfer: what `predict` said of it and the goodput it got, bits/s (NaN: not
+        known).
+        """
         known = came == came
         if not (known.any() if isinstance(known, np.ndarray) else known):
             return
@@ -155,8 +157,8 @@ class EwmaForecast(_Simple):
 
 
 class HarmonicForecast(_Simple):
-    """Harmonic mean of the last samples, robust to single fast ones: Jiang et al., "FESTIVE", CoNEXT 2012; the
-    forecast of robust MPC (Yin et al., SIGCOMM 2015), which takes the last five.
+    """Harmonic mean of the last samples, robust to single fast ones: Jiang et al., "FESTIVE", CoNEXT 2012;
+    the forecast of robust MPC (Yin et al., SIGCOMM 2015), which takes the last five.
     """
 
     name: ClassVar[str] = "harmonic"

@@ -189,7 +189,8 @@ def fit_forecast(
     seed: int = 0,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> TreesForecast:
-    """Train one. A fifth of each recording, its end, is the validation part: it is reported on, not trained on.
+    """Train one. A fifth of each recording, its end, is the validation part: it is reported on, not trained
+    on.
 
     Args:
         seen: of one or many recordings.
@@ -229,7 +230,7 @@ def fit_forecast(
         )
         models.append(model.fit(x[chosen], y[chosen]))
         progress("training", (i + 1) / len(QUANTILES))
-    arrays = export(models, FEATURES)
+    arrays = export(models, FEATURES, [float(m.init_.constant_.item()) for m in models])
     judged = score(np.sort(Trees(arrays)(held), -1), wanted)
     sources = tuple(sorted({one.source for one in seen}))
     return TreesForecast(

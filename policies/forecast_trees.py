@@ -50,8 +50,8 @@ class ForecastFile(Model):
 
 class TreesForecast(Forecast):
     """Gradient boosting with the pinball loss (Friedman, Annals of Statistics 2001; Koenker and Bassett,
-    Econometrica 1978), one set of trees for each of the three quantiles, made by scikit-learn and evaluated by
-    `Trees`. The features are ratios but for the level and the RTT, so that it carries over to other links.
+    Econometrica 1978), one set of trees for each of the three quantiles, made by scikit-learn and evaluated
+    by `Trees`. The features are ratios but for the level and the RTT, so that it carries over to other links.
     """
 
     name: ClassVar[str] = "trees"
@@ -86,8 +86,8 @@ class TreesForecast(Forecast):
         return write_model(path, KIND, self.file)
 
     def features(self, horizon_s: Any) -> npt.NDArray[np.float64]:
-        """What the trees read, (..., FEATURES): how the last samples differ from the newest, their spread, the
-        level, RTT, gap to the sample before, horizon.
+        """What the trees read, (..., FEATURES): how the last samples differ from the newest, their spread,
+        the level, RTT, gap to the sample before, horizon.
         """
         newest = self._past[-1]
         apart = [newest - y for y in self._past[:-1]]

@@ -59,12 +59,14 @@ class Mpc(Policy):
     The probability comes from the forecast's distribution of goodput and the quantiles of round trip, queue
     and compute, not from one quantile that must hold. `horizon` - 1 more requests are planned behind it, at
     the pace they have come lately: a large payload leaves a queue on the uplink, a slow local model one on
-    the device, and both make others late. Plans within `tolerance` a request are equals, the least joules win.
+    the device, and both make others late. Plans within `tolerance` a request are equals, the least joules
+    win.
 
     The policy keeps its own account of bits under way, and learns from each record: the forecast how wide it
     must be, the chances by how much they are too high or low (a shift, moved by the difference of what came
-    true and the chance given, as logistic regression online). Where nothing was sent for `scout_s` seconds and
-    the device can answer in time, a remote option that could make it on a good link is taken, as in `deadline`.
+    true and the chance given, as logistic regression online). Where nothing was sent for `scout_s` seconds
+    and the device can answer in time, a remote option that could make it on a good link is taken, as in
+    `deadline`.
 
     Source: robust MPC of Yin, Jindal, Sekar, Sinopoli, "A Control-Theoretic Approach for Dynamic Adaptive
     Video Streaming over HTTP", SIGCOMM 2015: a short horizon, replanned at each step, over a forecast whose
@@ -290,8 +292,8 @@ class Mpc(Policy):
             behind = f", else the device's answer is right with {worth.fallback:.1%}"
         plan = f"the next {self.horizon} requests" if self.horizon > 1 else "this request"
         return (
-            f"{option.name} begins the best plan of {plan}{left}: in time with {worth.chance:.1%}, right and in "
-            f"time with {worth.value:.1%}{behind} ({link})"
+            f"{option.name} begins the best plan of {plan}{left}: in time with {worth.chance:.1%}, right and "
+            f"in time with {worth.value:.1%}{behind} ({link})"
         )
 
 

@@ -11,7 +11,8 @@ from splitedge.policies.chance import Link, arrives, done
 from splitedge.policies.latency import known_accuracy
 from splitedge.policy import Observation, Option, Route, where
 
-#: Weights of the 5th, 50th and 95th percentile in place of a distribution (Pearson and Tukey, Biometrika 1965).
+#: Weights of the 5th, 50th and 95th percentile in place of a distribution (Pearson and Tukey, Biometrika
+#: 1965).
 _WEIGHTS = (0.185, 0.63, 0.185)
 
 
@@ -176,7 +177,9 @@ class Ahead:
 
 
 def unbeaten(options: tuple[Option, ...]) -> tuple[int, ...]:
-    """Options that no other of their kind (local or remote) beats in bytes, device seconds and accuracy at once."""
+    """Options that no other of their kind (local or remote) beats in bytes, device seconds and accuracy at
+    once.
+    """
     costs = [(o.bytes_up, o.edge_s, -o.accuracy) for o in options]
     return tuple(
         i

@@ -1,4 +1,6 @@
-"""Boosted regression trees as plain arrays, evaluated with NumPy: no pickle, and no scikit-learn to decide by."""
+"""Boosted regression trees as plain arrays, evaluated with NumPy: no pickle, and no scikit-learn to decide
+by.
+"""
 
 from __future__ import annotations
 
@@ -86,8 +88,13 @@ class Trees:
         return np.asarray(self._base + sums)
 
 
-def export(models: list[Any], features: int) -> TreeArrays:
-    """The arrays of fitted `GradientBoostingRegressor`s of a constant `init_`, one output each.
+def export(models: list[Any], features: int, base: list[float]) -> TreeArrays:
+    """The arrays of fitted gradient-boosting models of scikit-learn, one output each.
+
+    Args:
+        models: `GradientBoostingRegressor`s, or `GradientBoostingClassifier`s of two classes (log-odds).
+        features: numbers a row has.
+        base: what each begins from: the constant of its `init_`.
 
     Raises:
         ValueError: a tree is deeper than `MAX_DEPTH`, or the models have not equally many trees.
@@ -99,7 +106,7 @@ def export(models: list[Any], features: int) -> TreeArrays:
     return TreeArrays(
         features=features,
         depth=depth,
-        base=tuple(float(np.ravel(model.init_.constant_)[0]) for model in models),
+        base=tuple(base),
         feature=tuple(tuple(tree[0] for tree in trees) for trees in each),
         threshold=tuple(tuple(tree[1] for tree in trees) for trees in each),
         leaf=tuple(tuple(tree[2] for tree in trees) for trees in each),

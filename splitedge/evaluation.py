@@ -82,15 +82,15 @@ class Evaluation:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
                 arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
-                features = data["features"] if "features" in data else None
-                found = cls(names, *arrays, table, features)
+                found = cls(names, *arrays, table, data.get("features"))
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
         if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
             raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
-        if features is not None and (features.ndim != 2 or len(features) != shape[1]):
-            raise RecordError(f"{path}: features of shape {features.shape} for {shape[1]} rows")
+        extra = found.features
+        if extra is not None and (extra.ndim != 2 or len(extra) != shape[1]):
+            raise RecordError(f"{path}: features of shape {extra.shape} for {shape[1]} rows")
         if table and tuple(option.name for option in table) != names:
             raise RecordError(f"{path}: its option table is not that of its answers ({', '.join(names)})")
         return found
