@@ -21,7 +21,6 @@ from splitedge.policy import (
     Option,
     Policy,
     Route,
-    joules,
     latency_hoped,
     where,
 )
@@ -59,7 +58,7 @@ class Mpc(Policy):
     The probability comes from the forecast's distribution of goodput and the quantiles of round trip, queue
     and compute, not from one quantile that must hold. `horizon` - 1 more requests are planned behind it, at
     the pace they have come lately: a large payload leaves a queue on the uplink, a slow local model one on
-    the device, and both make others late. Plans within `tolerance` a request are equals, the least joules
+    the device, and both make others late. Plans within `tolerance` are equals, the least joules
     win.
 
     The policy keeps its own account of bits under way, and learns from each record: the forecast how wide it
@@ -134,7 +133,7 @@ class Mpc(Policy):
         self._watch(obs)
         link = link_of(self._robust(obs), self._backlog, self._shift)
         worth = weigh(obs, link)
-        best = _cheapest(obs, self._totals(obs, link, worth), self.tolerance)
+        best = _cheapest(worth, self._totals(obs, link, worth), self.tolerance)
         scouts = self._scout(obs, worth, best)
         option = where(scouts >= 0, scouts, best)
         self._book(obs, link, worth, option)
@@ -297,7 +296,7 @@ class Mpc(Policy):
         )
 
 
-def _cheapest(obs: Observation, totals: list[Any], tolerance: float) -> Any:
+def _cheapest(worth: list[Worth], totals: list[Any], tolerance: float) -> Any:
     """The option of least joules among those within `tolerance` of the best; of equals, the best."""
     top: Any = -math.inf
     for total in totals:
@@ -305,8 +304,8 @@ def _cheapest(obs: Observation, totals: list[Any], tolerance: float) -> Any:
     best: Any = 0
     best_j: Any = math.inf
     best_total: Any = -math.inf
-    for i, option in enumerate(obs.options):
-        cost = where(totals[i] >= top - tolerance, joules(option, obs), math.inf)
+    for i, one in enumerate(worth):
+        cost = where(totals[i] >= top - tolerance, one.joules, math.inf)
         better = (cost < best_j) | ((cost == best_j) & (cost < math.inf) & (totals[i] > best_total))
         best = where(better, i, best)
         best_j = where(better, cost, best_j)
@@ -318,4 +317,4 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two times are the same but for rounding."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0.0, atol=1e-6))
-    return one == other or abs(one - other) < 1e-6
+    return bool(one == other or abs(one - other) < 1e-6)

@@ -115,7 +115,8 @@ def fit_router(
         )
     if y[train].std() < 1e-6:
         raise PolicyError(
-            f"labels '{labels}' are all {y[train][0]:.2f}: nothing to learn; take 'prob', 'trans' or another pair"
+            f"labels '{labels}' are all {y[train][0]:.2f}: nothing to learn; take 'prob' or 'trans', or "
+            "another pair of options"
         )
     progress("training", 0.2)
     mean, scale = x[train].mean(0), x[train].std(0)

@@ -59,6 +59,7 @@ class Evaluation:
 
     def save(self, path: Path | str) -> None:
         """Write all arrays to an `.npz` (no pickle inside)."""
+        features: dict[str, Any] = {} if self.features is None else {"features": self.features}
         np.savez_compressed(
             path,
             options=np.array(self.options),
@@ -67,7 +68,7 @@ class Evaluation:
             nbytes=self.nbytes,
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
-            **({} if self.features is None else {"features": self.features}),
+            **features,
         )
 
     @classmethod
@@ -81,8 +82,8 @@ class Evaluation:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
-                arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
-                found = cls(names, *arrays, table, data.get("features"))
+                correct, confidence, nbytes = data["correct"], data["confidence"], data["nbytes"]
+                found = cls(names, correct, confidence, nbytes, data["labels"], table, data.get("features"))
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
