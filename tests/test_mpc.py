@@ -124,6 +124,17 @@ def test_equals_are_told_apart_by_joules():
     assert chosen(Mpc(tolerance=0.0), obs) is SPLIT_A
 
 
+def test_a_low_battery_gives_accuracy_for_joules_and_a_critical_one_does_not_scout():
+    obs = observe((EXIT1, SPLIT_A), goodput=1e9, deadline_s=1.0, joules_per_bit_up=1e-6)
+    takes = [chosen(Mpc(), obs._replace(battery=charge)) for charge in (math.nan, 0.3, 0.04)]
+    assert takes == [SPLIT_A, SPLIT_A, SPLIT_A]
+    wide = [chosen(Mpc(critical_tolerance=0.3), obs._replace(battery=charge)) for charge in (0.3, 0.04)]
+    assert wide == [SPLIT_A, EXIT1]
+    slow = observe(deadline_s=0.15, rtt=0.03, unsent_s=9.0)._replace(goodput=Estimate(4e4, 2e4, 4e6))
+    assert chosen(Mpc(), slow).remote
+    assert not chosen(Mpc(), slow._replace(battery=0.04)).remote
+
+
 def test_options_that_another_beats_in_everything_are_not_planned():
     worse = dataclasses.replace(SMALL, level=1, accuracy=0.89, bytes_up=5_000)
     assert unbeaten((BIG, SMALL, worse, WEAK)) == (0, 1, 3)
