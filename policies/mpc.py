@@ -35,6 +35,7 @@ _ERRORS = 5  # forecasts whose worst error widens the next (Yin et al.)
 _LONGEST_S = 10.0  # a gap between requests longer than this counts as this
 _RATE = 0.1  # how fast the chances follow what came true
 _SHIFT = (-3.0, 1.0)
+_DOUBT_S = 3.0  # after which half of that is forgotten: a link that was left alone is as unknown as any
 _FAR_S = 0.5  # seconds ahead that are forecast at most
 _LEAST_S = 1e-4  # a shorter transfer tells nothing
 _SAFE = 0.01  # probability that a scout may cost
@@ -47,6 +48,7 @@ class _UnderWay:
     t_s: Any
     ends_s: Any
     bits: Any
+    queued: Any  # bits before them on the uplink
     said: Estimate
     chance: Any
     remote: Any
@@ -163,12 +165,15 @@ class Mpc(Policy):
         """Let time pass since the last call, and see what the link looks like now."""
         arrives = obs.exit < 0
         if self._t is not None:
-            passed = obs.t_s - self._t
-            passed = where(passed > 0.0, passed, 0.0)
-            backlog = self._backlog - self._rate * (passed if arrives else obs.t_s - self._drained)
+            since = obs.t_s - self._drained
+            since = where(since > 0.0, since, 0.0)
+            backlog = self._backlog - self._rate * since
             self._backlog = where(backlog > 0.0, backlog, 0.0)
+            self._shift = self._shift * 0.5 ** (since / _DOUBT_S)
             if arrives:
-                gap = where(passed < _LONGEST_S, passed, _LONGEST_S)
+                gap = obs.t_s - self._t
+                gap = where(gap > 0.0, gap, 0.0)
+                gap = where(gap < _LONGEST_S, gap, _LONGEST_S)
                 self._gap = where(self._gap >= _LONGEST_S, gap, self._gap + 0.2 * (gap - self._gap))
         self._drained = obs.t_s
         if not arrives:
@@ -256,9 +261,10 @@ class Mpc(Policy):
                 bits = where(mine, 8.0 * one.bytes_up * obs.rows, bits)
                 chance = where(mine, worth[i].chance, chance)
                 remote = remote | mine
-        self._backlog = self._backlog + bits
+        queued = self._backlog
+        self._backlog = queued + bits
         self._rate = link.rate
-        self._under_way.append(_UnderWay(t_s, ends_s, bits, self._said, chance, remote))
+        self._under_way.append(_UnderWay(t_s, ends_s, bits, queued, self._said, chance, remote))
 
     def _take(self, is_it: Callable[[_UnderWay], bool]) -> _UnderWay | None:
         for i, one in enumerate(self._under_way):
@@ -277,13 +283,19 @@ class Mpc(Policy):
         late = sent & (came == False)  # noqa: E712
         attempts = where(record.attempts > 1, record.attempts, 1)
         bits = 8.0 * record.bytes_up / attempts
+        through = bits + said.queued  # what the uplink had to carry until this was through
         took = record.uplink_s - 0.5 * record.rtt_s
         told = came & (record.attempts == 1) & (took > _LEAST_S)
-        goodput = where(told, bits / where(took > _LEAST_S, took, _LEAST_S), math.nan)
-        bound = bits / where(record.latency_s > _LEAST_S, record.latency_s, _LEAST_S)
+        goodput = where(told, through / where(took > _LEAST_S, took, _LEAST_S), math.nan)
+        bound = through / where(record.latency_s > _LEAST_S, record.latency_s, _LEAST_S)
         goodput = where(late & (bound < said.said.low), bound, goodput)
         self._forecast.adjust(said.said, goodput)
         self._shift = clip(self._shift + where(sent, _RATE * (came - said.chance), 0.0), *_SHIFT)
+        # Bytes leave in order: behind what has arrived only what was sent later can still be under way.
+        later: Any = 0.0
+        for one in self._under_way:
+            later = later + where(one.t_s > said.t_s, one.bits, 0.0)
+        self._backlog = where(came & (later < self._backlog), later, self._backlog)
         self._backlog = where(late & (bits > self._backlog), bits, self._backlog)
 
     def explain(self, obs: Observation, decision: Decision) -> str:
