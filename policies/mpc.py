@@ -34,7 +34,8 @@ _KEPT = 64  # requests under way that are remembered
 _ERRORS = 5  # forecasts whose worst error widens the next (Yin et al.)
 _LONGEST_S = 10.0  # a gap between requests longer than this counts as this
 _RATE = 0.1  # how fast the chances follow what came true
-_SHIFT = (-3.0, 1.0)
+_SHIFT = (-3.0, 3.0)
+_FORGETS = 1.001  # how fast the least round trip grows with each request
 _DOUBT_S = 3.0  # after which half of that is forgotten: a link that was left alone is as unknown as any
 _FAR_S = 0.5  # seconds ahead that are forecast at most
 _LEAST_S = 1e-4  # a shorter transfer tells nothing
@@ -93,7 +94,7 @@ class Mpc(Policy):
 
     def __init__(
         self,
-        horizon: int = 3,
+        horizon: int = 2,
         forecast: str = "holt",
         tolerance: float = 0.003,
         scout_s: float = 1.0,
@@ -131,6 +132,7 @@ class Mpc(Policy):
         self._t: Any = None
         self._gap: Any = _LONGEST_S
         self._deadline: Any = math.inf
+        self._least_rtt: Any = math.inf  # without queueing, as far as is known
         self._backlog: Any = 0.0
         self._rate: Any = 0.0
         self._drained: Any = 0.0
@@ -179,6 +181,8 @@ class Mpc(Policy):
         if not arrives:
             return
         self._t, self._deadline = obs.t_s, obs.deadline_s
+        least = self._least_rtt * _FORGETS
+        self._least_rtt = where(obs.rtt.low < least, obs.rtt.low, least)
         seen = obs.goodput.mean
         if self._expected is not None:
             self._errors = (*self._errors[1:], abs(self._expected - seen) / seen)
@@ -284,7 +288,7 @@ class Mpc(Policy):
         attempts = where(record.attempts > 1, record.attempts, 1)
         bits = 8.0 * record.bytes_up / attempts
         through = bits + said.queued  # what the uplink had to carry until this was through
-        took = record.uplink_s - 0.5 * record.rtt_s
+        took = record.uplink_s - 0.5 * self._least_rtt
         told = came & (record.attempts == 1) & (took > _LEAST_S)
         goodput = where(told, through / where(took > _LEAST_S, took, _LEAST_S), math.nan)
         bound = through / where(record.latency_s > _LEAST_S, record.latency_s, _LEAST_S)
