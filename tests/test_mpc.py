@@ -209,15 +209,24 @@ def test_chances_follow_what_came_true():
     assert half == pytest.approx(0.5, abs=0.2)
 
 
-def test_a_link_that_looks_dead_is_scouted_where_the_device_can_answer():
-    obs = observe(goodput=1e6, rtt=0.03, deadline_s=0.15, unsent_s=1.5)
-    slow = obs._replace(goodput=Estimate(4e4, 2e4, 4e6))
-    policy = Mpc()
-    decision = policy.decide(slow)
-    assert TABLE[int(decision.option)].remote
-    assert "scouts the link" in policy.explain(slow, decision)
-    assert not chosen(Mpc(), slow._replace(unsent_s=0.2)).remote
-    assert not chosen(Mpc(scout_s=math.inf), slow).remote
+def test_a_link_that_disappointed_is_scouted_where_the_device_can_answer():
+    def link(t, **more):
+        obs = observe((EXIT1, SPLIT_A), rtt=0.02, deadline_s=0.06, t_s=t, **more)
+        return obs._replace(goodput=Estimate(5e5, 2e5, 8e6))
+
+    def disappointed(**arguments):
+        policy = Mpc(tolerance=0.02, **arguments)
+        for k in range(100):
+            if chosen(policy, link(0.1 * k)).remote:
+                policy.learn(ended(link(0.1 * k), SPLIT_A, came=False))
+        return policy
+
+    policy = disappointed()
+    assert chosen(policy, link(10.0, unsent_s=0.2)) is EXIT1
+    decision = policy.decide(link(10.1, unsent_s=1.5))
+    assert decision.option == 1
+    assert "scouts the link" in policy.explain(link(10.1, unsent_s=1.5), decision)
+    assert chosen(disappointed(scout_s=math.inf), link(10.1, unsent_s=1.5)) is EXIT1
 
 
 def test_a_request_decided_again_at_an_exit_counts_once():
