@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -123,9 +124,20 @@ class Scenario(Part):
         """
         try:
             with path.open("rb") as file:
-                found = cls.model_validate(tomllib.load(file))
+                data = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, object], path: Path) -> Self:
+        """What was read from a TOML file at `path`; relative paths are of its directory.
+
+        Raises:
+            ConfigError: a key is unknown or out of range.
+        """
+        try:
+            found = cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
