@@ -1,4 +1,4 @@
-"""All that a run will draw, known beforehand: arrivals, what each option would answer, and how long it takes."""
+"""All that a run will draw, known beforehand: arrivals, what each option answers, how long it takes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ask:
         edge_s: compute seconds on the device for the option, exits on the way included.
         cloud_s: seconds of decode and tail.
         nbytes: framed bytes sent; 0 where nothing is.
-        right: whether the answer is the right one.
+        right: 1 where the answer is the right one, else 0; or the probability of it (see `Future.of`).
     """
 
     device: int
@@ -40,7 +40,7 @@ class Ask:
     edge_s: list[float]
     cloud_s: list[float]
     nbytes: list[int]
-    right: list[bool]
+    right: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,17 @@ class Future:
     down: Trace
 
     @classmethod
-    def of(cls, scenario: Scenario, evaluation: Evaluation, up: Trace, down: Trace) -> Future:
+    def of(
+        cls, scenario: Scenario, evaluation: Evaluation, up: Trace, down: Trace, *, answers_known: bool = True
+    ) -> Future:
         """Look ahead.
+
+        Args:
+            scenario: what is to be simulated.
+            evaluation: of the deployment.
+            up, down: the channel's traces.
+            answers_known: whether to know of each row which options are right, or no more than how often each
+                option is right.
 
         Raises:
             SplitedgeError: as `run_exact` would.
@@ -79,7 +88,7 @@ class Future:
         asks = [
             ask
             for device, mine in enumerate(times)
-            for ask in _asks(scenario, answers, options, device, mine)
+            for ask in _asks(scenario, answers, options, device, mine, answers_known)
         ]
         asks.sort(key=lambda ask: (ask.t_s, ask.device, ask.number))
         return cls(scenario, options, answers.bytes_down, asks, times, up, down)
@@ -90,7 +99,12 @@ class Future:
 
 
 def _asks(
-    scenario: Scenario, answers: Answers, options: tuple[Option, ...], device: int, times: Floats
+    scenario: Scenario,
+    answers: Answers,
+    options: tuple[Option, ...],
+    device: int,
+    times: Floats,
+    answers_known: bool,
 ) -> Iterator[Ask]:
     count = len(times)
     edge = Seconds([o.edge_s for o in options], [o.edge_s_q95 for o in options])
@@ -101,6 +115,7 @@ def _asks(
     deadline_ms = scenario.work.deadline_ms
     deadline_s = math.inf if deadline_ms is None else deadline_ms / 1e3
     every = range(len(options))
+    often = [sum(correct) / len(correct) for correct in answers.correct]
     for i, t_s in enumerate(times.tolist()):
         row = row_of[i]
         yield Ask(
@@ -111,5 +126,5 @@ def _asks(
             [edge.draw(o, edge_z[i]) for o in every],
             [cloud.draw(o, cloud_z[i]) for o in every],
             [answers.encoded(o, row)[1] if options[o].remote else 0 for o in every],
-            [answers.correct[o][row] for o in every],
+            [float(answers.correct[o][row]) for o in every] if answers_known else often,
         )

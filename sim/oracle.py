@@ -2,10 +2,12 @@
 
 It brackets the best that can be done:
 
-- `oracle_policies` plans all requests of a run ahead and then runs that plan through exact mode, engine and
-  all. What it scores **was reached**, so the best possible is no less. It is not the optimum itself: the plan
-  is searched in a simpler model (see `schedule.py`), for many devices one request at a time. A policy may
-  beat it by a little; its regret is below 0 then.
+- `oracle` plans all requests of a run ahead and then runs that plan through exact mode, engine and all. What
+  it scores **was reached**, so the best possible is no less. It is not the optimum itself: the plan is
+  searched in a simpler model (`schedule.py`), for many devices one request at a time. Should a policy beat it,
+  its regret is below 0.
+- `oracle:channel` is the same without the answers: it knows the channel, the requests and the delays, but of
+  an option no more than how often it is right. What the two differ by can not be had by looking at the link.
 - `upper_bound` lets each request have the whole system to itself. **No schedule can do better**, and where
   requests queue none may reach it.
 """
@@ -17,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from splitedge.errors import PolicyError
 from splitedge.evaluation import Evaluation
 from splitedge.policy import Decision, Observation, Option, Policy
 from splitedge.sim.curves import Series
@@ -25,6 +28,9 @@ from splitedge.sim.link import Link
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.schedule import BEAM, Scheduler
 from splitedge.sim.traces import Trace
+
+#: Sums of seconds are rounded: a bound may be a little too high, never too low.
+_ROUNDING_S = 1e-9
 
 
 class Oracle(Policy):
@@ -79,12 +85,18 @@ def oracle_policies(
     """The oracle of each device of a scenario, for `run_exact(policy=...)`.
 
     Args:
-        scenario: what is to be simulated.
+        scenario: what is to be simulated; its policy is `oracle` or `oracle:channel`.
         evaluation: of the deployment.
         up, down: the channel's traces.
         beam: schedules that the search keeps after each request.
+
+    Raises:
+        PolicyError: the policy has another argument.
     """
-    future = Future.of(scenario, evaluation, up, down)
+    _, _, argument = scenario.policy.partition(":")
+    if argument not in ("", "channel"):
+        raise PolicyError(f"the oracle is 'oracle' or 'oracle:channel', not '{scenario.policy}'")
+    future = Future.of(scenario, evaluation, up, down, answers_known=not argument)
     plans = Scheduler(future, beam).plan()
     here = [[0] * len(plan) for plan in plans]
     for ask in future.asks:
@@ -108,15 +120,13 @@ def upper_bound(scenario: Scenario, evaluation: Evaluation, up: Trace, down: Tra
     """
     future = Future.of(scenario, evaluation, up, down)
     links = [future.links(device) for device in range(scenario.device.count)]
-    good = sum(
-        any(ask.right[o] and _alone(future, ask, o, links[ask.device]) <= ask.limit_s for o in _all(future))
-        for ask in future.asks
-    )
+
+    def in_time(ask: Ask, option: int) -> bool:
+        return _alone(future, ask, option, links[ask.device]) <= ask.limit_s + _ROUNDING_S
+
+    options = range(len(future.options))
+    good = sum(any(in_time(ask, option) for option in options if ask.right[option]) for ask in future.asks)
     return good / len(future.asks) if future.asks else math.nan
-
-
-def _all(future: Future) -> range:
-    return range(len(future.options))
 
 
 def _alone(future: Future, ask: Ask, option: int, links: tuple[Link, Link]) -> float:
@@ -128,7 +138,7 @@ def _alone(future: Future, ask: Ask, option: int, links: tuple[Link, Link]) -> f
     up, down = links
     sent = done + shell.send_ms / 1e3
     there = _earliest(up, sent, ask.nbytes[option], ask.limit_s)
-    if there > ask.limit_s:
+    if there == math.inf:
         return math.inf
     answered = there + ask.cloud_s[option] + 2.0 * shell.cloud_ms / 1e3
     back = future.bytes_down[option]
@@ -164,4 +174,4 @@ def _earliest(link: Link, now: float, nbytes: int, limit_s: float) -> float:
 def _best_here(ask: Ask, options: tuple[Option, ...]) -> int:
     """The cheapest option on the device that is right; the cheapest where none is."""
     here = [i for i, option in enumerate(options) if not option.remote]
-    return min(here, key=lambda i: (not ask.right[i], ask.edge_s[i]), default=0)
+    return min(here, key=lambda i: (-ask.right[i], ask.edge_s[i]), default=0)

@@ -26,7 +26,7 @@ class Queues:
     """One way to have answered the requests so far, and what it left behind.
 
     Attributes:
-        right: requests answered right in time.
+        right: requests answered right in time, or to be expected so.
         joules: spent on all.
         device_s: when the device is free.
         up, down: the links.
@@ -35,7 +35,7 @@ class Queues:
         chosen: the last option, and the way before it.
     """
 
-    right: int
+    right: float
     joules: float
     device_s: float
     up: Link
@@ -75,7 +75,7 @@ class Scheduler:
     def _search(self) -> list[int]:
         """Keep the best schedules as requests come: more right first, then fewer joules."""
         up, down = self._future.links(0)
-        start = Queues(0, 0.0, 0.0, up, down, (0.0,) * self._future.scenario.cloud.executors, -math.inf)
+        start = Queues(0.0, 0.0, 0.0, up, down, (0.0,) * self._future.scenario.cloud.executors, -math.inf)
         kept = [start]
         for ask in self._future.asks:
             found = [self.after(state, ask, option) for state in kept for option in range(len(self._remote))]
@@ -93,7 +93,7 @@ class Scheduler:
         cloud = (0.0,) * scenario.cloud.executors
         shared = self._future.links(0) if scenario.device.shared_cell else None
         devices = [
-            Queues(0, 0.0, 0.0, *(shared or self._future.links(device)), cloud, -math.inf)
+            Queues(0.0, 0.0, 0.0, *(shared or self._future.links(device)), cloud, -math.inf)
             for device in range(count)
         ]
         plan: list[list[int]] = [[] for _ in range(count)]
@@ -102,7 +102,7 @@ class Scheduler:
             if shared is not None:
                 mine = replace(mine, up=shared[0], down=shared[1])
             found = [self.after(mine, ask, option) for option in range(len(self._remote))]
-            best = min(found, key=lambda state: (-state.right, state.joules))
+            best = min(found, key=_worth)
             assert best.chosen is not None
             plan[ask.device].append(best.chosen[0])
             cloud = best.cloud_s
@@ -118,7 +118,7 @@ class Scheduler:
         chosen = (option, state.chosen)
         if not self._remote[option] or ask.nbytes[option] == 0:
             in_time = done + self._shell.stage_ms / 1e3 <= ask.limit_s
-            right = state.right + (ask.right[option] and in_time)
+            right = state.right + (ask.right[option] if in_time else 0.0)
             return replace(state, right=right, joules=joules, device_s=done, chosen=chosen)
         return self._by_cloud(state, ask, option, done, joules, chosen)
 
@@ -147,7 +147,7 @@ class Scheduler:
                 joules += self._power.compute_w * ask.edge_s[self._spare]
         in_time = not lost and heard <= last
         return Queues(
-            state.right + (in_time and ask.right[option]),
+            state.right + (ask.right[option] if in_time else 0.0),
             joules,
             device_s,
             up,
@@ -159,7 +159,7 @@ class Scheduler:
 
     def _best(self, found: list[Queues], now: float) -> list[Queues]:
         """The best, without those that another beats with shorter queues."""
-        found.sort(key=lambda state: (-state.right, state.joules))
+        found.sort(key=_worth)
         kept: list[Queues] = []
         busy: list[tuple[float, ...]] = []
         for state in found:
@@ -171,6 +171,11 @@ class Scheduler:
             if len(kept) == self._beam:
                 break
         return kept
+
+
+def _worth(state: Queues) -> tuple[float, float]:
+    """The least is the best; sums of probabilities are equal but for their rounding."""
+    return -round(state.right, 9), state.joules
 
 
 def _busy_until(state: Queues, now: float) -> tuple[float, ...]:
