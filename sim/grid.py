@@ -68,14 +68,15 @@ class Sweep:
             called so) to its values.
         seeds: repetitions of each combination.
         id: with the scenario's seed and a repetition's number it gives the seed of that repetition.
-        oracle: whether to run the oracle beside the policies of each combination.
+        oracle: whether to run the oracle, always in exact mode, beside the policies of each combination;
+            None does so in exact mode.
     """
 
     scenario: Scenario
     axes: Mapping[str, Sequence[object]] = field(default_factory=dict)
     seeds: int = 1
     id: str = "sweep"
-    oracle: bool = True
+    oracle: bool | None = None
 
     def runs(self) -> tuple[Run, ...]:
         """All runs, in order: the last axis and the repetition change fastest.
@@ -94,7 +95,8 @@ class Sweep:
             axes[name] = list(dict.fromkeys(values))
         axes.setdefault("policy", [self.scenario.policy])
         axes.setdefault("channel.up", [self.scenario.channel.up])
-        if self.oracle and ORACLE not in axes["policy"]:
+        wanted = self.scenario.mode == "exact" if self.oracle is None else self.oracle
+        if wanted and ORACLE not in axes["policy"]:
             axes["policy"].append(ORACLE)
         found: list[Run] = []
         for values in itertools.product(*axes.values()):
@@ -102,7 +104,8 @@ class Sweep:
             point = {key: str(value) for key, value in changes.items()}
             for repetition in range(self.seeds):
                 seed = seed_of(self.id, self.scenario.seed, repetition)
-                scenario = vary(self.scenario, {**changes, "seed": seed})
+                mode = {"mode": "exact"} if changes["policy"] == ORACLE else {}
+                scenario = vary(self.scenario, {**changes, **mode, "seed": seed})
                 found.append(Run(len(found), scenario, point, repetition))
         return tuple(found)
 
@@ -198,7 +201,7 @@ class SweepTable(BaseModel):
         seeds: repetitions of each combination.
         traces: patterns of trace files, relative to the file's directory.
         executor: where the runs are computed.
-        oracle: whether to run the oracle too.
+        oracle: see `Sweep`.
         grid: axes: a scenario's key and its values.
     """
 
@@ -208,7 +211,7 @@ class SweepTable(BaseModel):
     seeds: int = Field(default=1, ge=1)
     traces: tuple[str, ...] = ()
     executor: str = "local"
-    oracle: bool = True
+    oracle: bool | None = None
     grid: dict[str, Any] = Field(default_factory=dict)
 
 
