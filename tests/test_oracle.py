@@ -49,7 +49,9 @@ def share(one, trace, ev):
 
 @settings(max_examples=12, deadline=None)
 @given(
-    seed=st.integers(0, 99), deadline_ms=st.sampled_from([30.0, 60.0, 150.0]), rate_hz=st.sampled_from([5, 60])
+    seed=st.integers(0, 99),
+    deadline_ms=st.sampled_from([30.0, 60.0, 150.0]),
+    rate_hz=st.sampled_from([5, 60]),
 )
 def test_between_every_policy_and_the_bound(seed, deadline_ms, rate_hz):
     ev, trace = evaluation(seed), lte_like(30, seed)
