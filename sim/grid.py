@@ -152,6 +152,8 @@ def vary(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
         ConfigError: a value does not fit its key.
     """
     data: dict[str, Any] = scenario.model_dump()
+    if not {"device.slower", "device.power"}.isdisjoint(changes):
+        data["device"]["like"] = None  # else the class of devices would have the last word
     for key, value in changes.items():
         *path, leaf = key.split(".")
         table = data
@@ -215,30 +217,28 @@ class SweepTable(BaseModel):
     grid: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_sweep(path: Path) -> tuple[Scenario, SweepTable | None, dict[str, list[object]]]:
-    """A scenario's file with its table `[sweep]`, if it has one, and the axes in that.
+def read_sweep(path: Path) -> tuple[SweepTable | None, dict[str, list[object]]]:
+    """The table `[sweep]` of a scenario's file, None without one, and its axes; paths are beside the file.
 
     Raises:
-        ConfigError: it is missing, no TOML, or a key is unknown or out of range.
+        ConfigError: it is missing, no TOML, a key of the table is unknown or out of range, or a pattern names
+            no trace.
     """
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-        table = SweepTable.model_validate(data.pop("sweep")) if "sweep" in data else None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = SweepTable.model_validate(data["sweep"]) if "sweep" in data else None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(("sweep", *(str(part) for part in first["loc"])))
         raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
     if table is None:
-        return Scenario.read(path), None, {}
+        return None, {}
     axes = _axes(table.grid, path)
     if table.traces:
         axes["channel.up"] = list(find_traces(table.traces, path.parent))
-        first = Path(str(axes["channel.up"][0])).absolute()
-        data["channel"] = {"up": first, **data.get("channel", {})}
-    return Scenario.parse(data, path), table, axes
+    return table, axes
 
 
 def _axes(grid: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, list[object]]:
