@@ -83,8 +83,7 @@ def single(scenario: Scenario, run: Simulation) -> SweepResult:
 
 def _pictures(data: Data) -> list[Picture]:
     lines, traces = len(data.shown), len(data.traces)
-    first = next(iter(data.pairs()))[0]
-    where = data.trace_names[first.point["channel.up"]]
+    where = _where(data)
     against = ORACLE in data.policies
     found = [
         Picture(
@@ -129,6 +128,13 @@ def _pictures(data: Data) -> list[Picture]:
         file = f"along-{name.replace('.', '-')}"
         found.append(Picture(file, f"Right in time along {name}", text, draw, 3.2))
     return found
+
+
+def _where(data: Data) -> str:
+    """The trace of the example, and its other axes."""
+    point = data.example.point
+    others = [f"{key} {value}" for key, value in point.items() if key not in ("policy", "channel.up")]
+    return ", ".join([data.trace_names[point["channel.up"]], *others])
 
 
 def _draw(picture: Picture, data: Data, theme: Theme, titled: bool = False) -> bytes:
