@@ -111,8 +111,8 @@ def regret(figure: Any, data: Data, theme: Theme) -> None:
 
     Without an oracle, the share that was right in time.
     """
-    names = [name for name in data.shown if name != ORACLE]
-    against_oracle = ORACLE in data.policies
+    against_oracle = ORACLE in data.policies and len(data.policies) > 1
+    names = [name for name in data.shown if not (against_oracle and name == ORACLE)]
     regrets = data.result.regret()
     cells = np.full((len(data.traces), len(names)), np.nan)
     index = {run.index: i for i, run in enumerate(data.result.runs)}
