@@ -1,8 +1,8 @@
 """Choose an option for every request, knowing what comes: a search over the queues of one device.
 
 The model is exact mode's without what only goes wrong: a first-in-first-out device, the link's own queues,
-executors that take requests one by one, the engine's fall-back begun when a reply is late. No retries, no
-refusals, no batches. What a choice is really worth is for exact mode to say.
+executors that take requests one by one, the engine's fall-back begun when a reply is late. No retries,
+refusals or batches, no packet lost, no medium shared. What a choice is really worth is for exact mode to say.
 """
 
 from __future__ import annotations
