@@ -15,12 +15,13 @@ from splitedge.policy import Option, Policy
 from splitedge.power import PowerModel, power_profile
 from splitedge.record import Record
 from splitedge.sim.answers import Answers
+from splitedge.sim.channel import links_of
 from splitedge.sim.cloud import SimCloud
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import Battery, scaled
 from splitedge.sim.dry_run import Watched, rehearse
 from splitedge.sim.edge import Edge, Work
-from splitedge.sim.link import Channel, Link
+from splitedge.sim.link import Link
 from splitedge.sim.policies import policy_for
 from splitedge.sim.rows_out import RowsOut
 from splitedge.sim.scenario import Scenario
@@ -198,12 +199,10 @@ class _World:
 
 
 def _links(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
-    """Fresh links of one device. Both ways take the RTT of the uplink's trace: there is one path."""
+    """Fresh links of one device, which begin in the trace where that device does."""
     part = scenario.channel
-    rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
-    start = start_s(scenario, device, up.duration_s)
-    one, other = (
-        Channel(capacity, rtt, part.buffer_kb * 1000, start, part.loop)
-        for capacity in (up.capacity("up"), down.capacity("down"))
-    )
-    return Link(one), Link(other)
+    ahead = start_s(scenario, device, up.duration_s) - part.start_s
+    moved: dict[str, float] = {"start_s": part.start_s + ahead}
+    if part.down_start_s is not None:
+        moved["down_start_s"] = max(0.0, part.down_start_s + ahead)
+    return links_of(part.model_copy(update=moved), up, down, scenario.seed * scenario.device.count + device)
