@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.policy import Gate, Option, Route
 from splitedge.rows import LabelledRows
-from splitedge.segments import confidence_of
+from splitedge.segments import Evidence, confidence_of
 from splitedge.thresholds import Floats
 
 BATCH = 64
 _TABLE = TypeAdapter(tuple[Option, ...])
+_EVIDENCE = TypeAdapter(dict[int, Evidence])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Evaluation:
         labels: right classes, (rows,).
         table: the options with what they cost, in the same order: with it the evaluation is all that the
             simulator needs of a deployment.
+        evidence: what each exit said on validation rows, by its number, from which policies that go by
+            confidence take their thresholds; empty before `fit`.
         features: cheap numbers of each row's input, float32 (rows, F), as a policy that `wants_features`
             sees them (`features.NAMES`); None in files from before there were any.
     """
@@ -50,6 +54,7 @@ class Evaluation:
     nbytes: Floats
     labels: npt.NDArray[np.int64]
     table: tuple[Option, ...] = ()
+    evidence: Mapping[int, Evidence] = field(default_factory=dict)
     features: npt.NDArray[np.float32] | None = None
 
     @property
@@ -68,6 +73,7 @@ class Evaluation:
             nbytes=self.nbytes,
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
+            evidence=np.array(_EVIDENCE.dump_json(dict(self.evidence)).decode()),
             **features,
         )
 
@@ -78,12 +84,23 @@ class Evaluation:
         Raises:
             RecordError: the file is missing, damaged or something else.
         """
+        evidence: dict[int, Evidence] = {}
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
-                correct, confidence, nbytes = data["correct"], data["confidence"], data["nbytes"]
-                found = cls(names, correct, confidence, nbytes, data["labels"], table, data.get("features"))
+                if "evidence" in data:
+                    evidence = _EVIDENCE.validate_json(str(data["evidence"]))
+                found = cls(
+                    names,
+                    data["correct"],
+                    data["confidence"],
+                    data["nbytes"],
+                    data["labels"],
+                    table,
+                    evidence,
+                    data.get("features"),
+                )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
@@ -138,6 +155,7 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
         nbytes,
         rows.labels.numpy(),
         tuple(chosen),
+        plan.evidence,
         np.concatenate([features_of(batch.inputs, batch.dims) for batch in rows.batches(BATCH)]),
     )
 

@@ -215,7 +215,7 @@ def test_a_link_that_disappointed_is_scouted_where_the_device_can_answer():
         return obs._replace(goodput=Estimate(5e5, 2e5, 8e6))
 
     def disappointed(**arguments):
-        policy = Mpc(tolerance=0.02, **arguments)
+        policy = Mpc(tolerance=0.05, **arguments)
         for k in range(100):
             if chosen(policy, link(0.1 * k)).remote:
                 policy.learn(ended(link(0.1 * k), SPLIT_A, came=False))
