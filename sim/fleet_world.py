@@ -1,0 +1,260 @@
+"""What the loops of fleet mode work on: one record a device, one a request in flight, and constants."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitedge.sim.curves import Floats
+from splitedge.sim.fleet_estimate import Estimators
+from splitedge.sim.fleet_link import Way
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+NONE = -1
+#: `option` of a request that a filter answered by the class that means nothing.
+NOTHING = -2
+
+#: Where the message of a request is.
+HERE, IN_AIR, IN_CLOUD, RETURNING, LOST, GONE = range(6)
+
+#: Circuit to the cloud.
+CLOSED, OPEN, HALF_OPEN = 0, 1, 2
+
+#: Errors by code.
+ERRORS = ("", "DeadlineExceeded", "CloudUnavailable", "CloudBusy", "Rejected")
+NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
+
+#: Counters of `World.count`.
+FREE, DONE, AIR, CLOUD, WAITING = range(5)
+
+#: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
+#: in the cloud, a moving average.
+HORIZON, MEAN_S = range(2)
+
+DEVICE = np.dtype(
+    [
+        ("start_s", "f8"),  # where in the trace it began
+        ("now", "f8"),  # events up to here are over
+        ("free", "f8"),  # second at which its compute is free
+        ("head", "i8"),  # its requests in flight: a list through SLOT.next
+        ("tail", "i8"),
+        ("active", "i8"),  # of them, not ended
+        ("pending_s", "f8"),  # compute seconds reserved for fall-backs
+        ("cut", "i8"),  # next edge of the cuts
+        ("connected", "i8"),
+        ("circuit", "i8"),
+        ("failures", "i8"),
+        ("backoff", "f8"),
+        ("probe_at", "f8"),
+        ("last_life", "f8"),
+        ("missed_at", "f8"),
+        ("ping_at", "f8"),
+        ("idle_pings", "i8"),
+        ("pong_due", "f8"),
+        ("pong_at", "f8"),
+        ("ping_sent", "f8"),
+        ("ping_there", "f8"),
+        ("radio_at", "f8"),
+        ("uplink_at", "f8"),
+        ("joules", "f8"),  # drawn from the battery, idle apart
+        ("awake_at", "f8"),  # second of the radio's last transfer, pings and all
+        ("charge", "f8"),  # last reading
+        ("read_at", "f8"),  # second of the next reading
+        ("offset", "f8"),  # of the cloud's clock as far as known, see `ClockOffset`
+        ("offset_delay", "f8"),
+        ("offset_at", "f8"),
+    ],
+    align=True,
+)
+
+SLOT = np.dtype(
+    [
+        ("device", "i8"),
+        ("next", "i8"),
+        ("place", "i8"),  # of its row in the columns
+        ("row", "i8"),
+        ("t", "f8"),
+        ("limit", "f8"),
+        ("answer_by", "f8"),
+        ("guard_at", "f8"),
+        ("guarded_s", "f8"),
+        ("fallback", "i8"),  # option that runs, or is to run, so that there is an answer
+        ("fallback_at", "f8"),
+        ("fallback_end", "f8"),
+        ("fallback_s", "f8"),
+        ("overdue_at", "f8"),
+        ("retry_at", "f8"),
+        ("cancel_at", "f8"),  # when the cloud hears that nobody waits any more
+        ("ends_at", "f8"),  # when the cloud is done with it
+        ("reply_s", "f8"),  # predicted seconds from sending to reply
+        ("sent_at", "f8"),
+        ("cloud_at", "f8"),
+        ("reply_at", "f8"),
+        ("uplink_s", "f8"),
+        ("queue_s", "f8"),
+        ("cloud_s", "f8"),
+        ("downlink_s", "f8"),
+        ("nbytes", "f8"),
+        ("bytes_up", "f8"),
+        ("bytes_down", "f8"),
+        ("compute_s", "f8"),
+        ("sunk_s", "f8"),
+        ("tail_j", "f8"),
+        ("edge_z", "f8"),  # how slow the device and the cloud are at it: normal numbers
+        ("cloud_z", "f8"),
+        ("goodput", "f8"),
+        ("goodput_low", "f8"),
+        ("rtt", "f8"),
+        ("rtt_high", "f8"),
+        ("battery", "f8"),
+        ("in_hand", "i8"),
+        ("sure", "f8"),  # confidence of what is in hand
+        ("reached", "i8"),  # depth of the deepest exit run, -1 for none
+        ("planned", "i8"),
+        ("target", "i8"),
+        ("encoded", "i8"),
+        ("attempts", "i8"),
+        ("state", "i8"),
+        ("pooled", "i8"),  # whether `air` or `cloud` hold it
+        ("refused", "i8"),  # an error's code: the reply is a refusal
+        ("ended", "i8"),
+        ("flying", "i8"),
+        ("waiting", "i8"),
+        ("remote_over", "i8"),
+        ("error", "i8"),  # of a fall-back that fails
+    ],
+    align=True,
+)
+
+#: A request that has ended.
+ENDED = np.dtype(
+    [
+        (name, SLOT[name])
+        for name in ("device", "place", "row", "t", "planned", "bytes_up", "bytes_down", "attempts")
+    ]
+    + [(name, "f8") for name in ("uplink_s", "queue_s", "cloud_s", "downlink_s", "compute_s", "energy")]
+    + [(name, "f8") for name in ("goodput", "goodput_low", "rtt", "rtt_high", "battery")]
+    + [("at", "f8"), ("confidence", "f8"), ("option", "i8"), ("route", "i8"), ("error", "i8")]
+    + [("degraded", "?"), ("met", "?"), ("right", "?")],
+    align=True,
+)
+
+
+class Table(NamedTuple):
+    """The option table and the answers to real rows, as arrays; the order is that of the options.
+
+    Attributes:
+        remote: whether the cloud computes any of it.
+        route: its place in `ROUTES`.
+        edge_s, edge_q95_s, cloud_s, bytes_down, accuracy: of `Option`, times as `slower` makes them.
+        on_head: whether its compute begins with the head's.
+        before: exits on the way to it: those of depth below this.
+        depth: of an exit; -1 for other options.
+        exits: options that are exits, by depth.
+        fallbacks: options that need no cloud, the most accurate first.
+        lane: options of equal lanes may share a batch.
+        gated: whether it has a filter; `gate_exit` the option whose answer that keeps, or -1.
+        longest_s: mean compute seconds of the longest way to an option.
+        edge_median_s, edge_sigma, cloud_median_s, cloud_sigma: what the seconds are drawn from.
+        confidence, right, nbytes: by (option, row).
+    """
+
+    remote: Bools
+    route: Ints
+    edge_s: Floats
+    edge_q95_s: Floats
+    cloud_s: Floats
+    cloud_q95_s: Floats
+    bytes_up_q95: Floats
+    bytes_down: Floats
+    accuracy: Floats
+    on_head: Bools
+    before: Ints
+    depth: Ints
+    exits: Ints
+    fallbacks: Ints
+    lane: Ints
+    gated: Bools
+    gate_exit: Ints
+    longest_s: float
+    edge_median_s: Floats
+    edge_sigma: Floats
+    cloud_median_s: Floats
+    cloud_sigma: Floats
+    confidence: Floats
+    right: Bools
+    nbytes: Floats
+
+
+class Rules(NamedTuple):
+    """Constants of a run, in seconds, joules, bytes: of `EngineSettings`, `PowerModel` and the scenario."""
+
+    timed: bool
+    deadline_s: float
+    margin_s: float
+    slack_s: float
+    timeout_s: float
+    patience_s: float
+    max_in_flight: int
+    max_attempts: int
+    overdue_factor: float
+    overdue_min_s: float
+    breaker_failures: int
+    probe_base_s: float
+    probe_max_s: float
+    ping_s: float
+    ping_idle_s: float
+    ping_timeout_s: float
+    retry_base_s: float
+    retry_max_s: float
+    retry_jitter: float
+    ping_bytes: float
+    pong_bytes: float
+    cancel_bytes: float
+    refusal_bytes: float
+    compute_w: float
+    idle_w: float
+    j_per_bit_up: float
+    j_per_bit_down: float
+    tail_w: float
+    tail_s: float
+    battery_j: float  # inf on mains
+    battery_interval_s: float
+    charge: float
+    shared_cell: bool
+    lookahead_s: float  # the reply can not come sooner than this after the message is in the cloud
+    executors: int
+    max_rows: int
+    max_wait_s: float
+    per_row: float
+    queue_requests: int
+    stage_s: float  # of the shells, see `ShellPart`
+    send_s: float
+    receive_s: float
+    hand_s: float
+    cuts: Floats  # seconds at which the link is lost and back, in turn
+
+
+class World(NamedTuple):
+    """Everything the loops read and write."""
+
+    device: Any  # record array of DEVICE
+    slot: Any  # of SLOT
+    ended: Any  # of ENDED, as many as slots
+    free: Ints  # slots that are free, a stack of count[FREE]
+    air: Ints  # slots whose message waits for the shared cell
+    cloud: Ints  # slots whose message comes to the cloud
+    busy: Floats  # second at which each executor is free
+    waiting: Ints  # slots in the cloud's queue, by arrival
+    count: Ints
+    clock: Floats
+    links: Any  # of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell
+    estimators: Estimators
+    up: Way
+    down: Way
+    table: Table
+    rules: Rules
