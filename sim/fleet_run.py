@@ -1,0 +1,151 @@
+"""The windows of a run in fleet mode: take requests, ask, go on, serve the cloud, drain what has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from splitedge.policy import Option
+from splitedge.sim.compiled import compiled
+from splitedge.sim.fleet_cloud import run_cloud
+from splitedge.sim.fleet_device import advance
+from splitedge.sim.fleet_learn import Lessons
+from splitedge.sim.fleet_policy import Fleet, room
+from splitedge.sim.fleet_route import Asked, Seen, arrive, pursue
+from splitedge.sim.fleet_setup import with_room
+from splitedge.sim.fleet_work import Due, Requests
+from splitedge.sim.fleet_world import DONE, NONE, Ints, World
+
+#: Requests of a window where there is a choice: enough to outweigh what a NumPy call costs by itself, few
+#: enough for the arrays to stay in the processor's cache.
+WINDOW_REQUESTS = 4096
+
+Drain = Callable[[World], None]
+
+
+class Run:
+    """One run.
+
+    Args:
+        world: devices at second 0.
+        requests: what they will ask.
+        fleet: the policy.
+        options: the option table.
+        rate_hz: of each device's requests, for the length of a window.
+
+    Attributes:
+        world: as it is now.
+        now: second up to which all is over.
+    """
+
+    def __init__(
+        self, world: World, requests: Requests, fleet: Fleet, options: tuple[Option, ...], rate_hz: float
+    ) -> None:
+        self.world = world
+        self.now = 0.0
+        self._requests = requests
+        self._fleet = fleet
+        self._numbers = [options[i].exit for i in world.table.exits]
+        devices = len(world.device)
+        self._total = devices * requests.each
+        self._lessons = Lessons(devices) if fleet.learns else None
+        lookahead = max(world.rules.lookahead_s, 1e-3)
+        self.window_s = min(max(lookahead, WINDOW_REQUESTS / (devices * rate_hz)), 0.8 / rate_hz)
+        self._seen = room(devices)
+        self._again = np.zeros(devices, np.int64)
+        self._begun = 0
+
+    def drive(self, drain: Drain, progress: Callable[[float], None] | None) -> None:
+        """Simulate until every request has ended; `drain` takes them as they end."""
+        told = 0.0
+        steps = self._together() if self._fleet.keeps else self._windows()
+        for dues, horizon in steps:
+            self._step(dues, drain)
+            run_cloud(self.world, horizon)
+            self.now = horizon
+            if progress is not None and self._begun / self._total >= told + 0.01:
+                told = self._begun / self._total
+                progress(told)
+        self._settle(drain)
+        if progress is not None:
+            progress(1.0)
+
+    def _windows(self) -> Iterator[tuple[list[tuple[Due, Ints]], float]]:
+        """Requests by windows of time, with the place of each in order of arrival."""
+        requests = self._requests
+        while (begin := float(requests.next_s.min())) < np.inf:
+            horizon = begin + self.window_s
+            dues = []
+            while (device := np.flatnonzero(requests.next_s < horizon)).size:
+                dues.append(requests.take(device))
+            yield self._placed(dues), horizon
+
+    def _together(self) -> Iterator[tuple[list[tuple[Due, Ints]], float]]:
+        """The n-th requests of all devices at once."""
+        requests = self._requests
+        devices = np.arange(len(self.world.device))
+        while not requests.finished:
+            due = requests.take(devices)
+            yield self._placed([due]), min(float(requests.next_s.min()), float(due.t_s.max()) + self.window_s)
+
+    def _placed(self, dues: list[Due]) -> list[tuple[Due, Ints]]:
+        times = np.concatenate([due.t_s for due in dues])
+        place = np.empty(len(times), np.int64)
+        place[np.argsort(times, kind="stable")] = np.arange(self._begun, self._begun + len(times))
+        self._begun += len(times)
+        ends = np.cumsum([len(due.t_s) for due in dues])
+        return list(zip(dues, np.split(place, ends[:-1]), strict=True))
+
+    def _step(self, dues: list[tuple[Due, Ints]], drain: Drain) -> None:
+        for due, place in dues:
+            if self._lessons is not None:
+                self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules.deadline_s)
+            self._ask(due, place)
+            self._drain(drain)
+
+    def _ask(self, due: Due, place: Ints) -> None:
+        """One request of each of these devices, up to where only time helps."""
+        n = len(due.device)
+        self.world = world = with_room(self.world, n)
+        seen = Seen(*(field[..., :n] for field in self._seen))
+        asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
+        arrive(world, asked, seen)
+        which = np.arange(n)
+        choice = self._fleet.ask(seen, NONE)
+        again = self._again
+        stand = pursue(world, asked, seen, which, choice, again)
+        while stand:
+            which = again[:stand].copy()
+            depth = world.slot["reached"][asked.slot[which]]
+            choice = np.empty(stand, np.int64)
+            for at in np.unique(depth):
+                group = depth == at
+                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group])
+            stand = pursue(world, asked, seen, which, choice, again)
+
+    def _drain(self, drain: Drain) -> None:
+        if self._lessons is not None:
+            self._lessons.take(self.world.ended[: self.world.count[DONE]])
+        drain(self.world)
+
+    def _settle(self, drain: Drain) -> None:
+        """Let what is in flight after the last arrival end."""
+        step = max(self.window_s, self.world.rules.lookahead_s)
+        while settle(self.world, self.now):
+            self._drain(drain)
+            self.now += step
+            run_cloud(self.world, self.now)
+        self._drain(drain)
+
+
+@compiled
+def settle(w: World, horizon: float) -> bool:
+    """Let every device with requests in flight come to `horizon`; whether any are left."""
+    left = False
+    for device in range(len(w.device)):
+        if w.device[device].active > 0:
+            advance(w, device, horizon)
+            left = left or w.device[device].active > 0
+    return left
+

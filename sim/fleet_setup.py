@@ -1,0 +1,241 @@
+"""From a scenario to the arrays that the loops of fleet mode work on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from splitedge.errors import SimulationError
+from splitedge.evaluation import Evaluation
+from splitedge.events import Refusal
+from splitedge.paths import Paths
+from splitedge.policy import Option, Route
+from splitedge.power import PowerModel
+from splitedge.sim import sizes
+from splitedge.sim.connection import RECONNECT_S
+from splitedge.sim.curves import Floats
+from splitedge.sim.device import log_normal_sigma, on_head
+from splitedge.sim.fleet_end import ROUTES
+from splitedge.sim.fleet_estimate import estimators
+from splitedge.sim.fleet_link import LINK, Way, way
+from splitedge.sim.fleet_world import DEVICE, ENDED, FREE, NONE, SLOT, Rules, Table, World
+from splitedge.sim.link import Channel
+from splitedge.sim.scenario import Scenario
+from splitedge.sim.traces import Trace
+from splitedge.sim.workload import start_s
+
+
+def table_of(options: tuple[Option, ...], evaluation: Evaluation) -> Table:
+    """The options of a scenario (times as they are there) with the answers of an evaluation.
+
+    Raises:
+        ConfigError: the engine could not carry them out.
+    """
+    paths = Paths(options)
+    exits = sorted(paths.depth, key=lambda number: paths.depth[number])
+    index = {o.exit: i for i, o in enumerate(options) if o.route is Route.EXIT}
+    lanes = {(o.cut, o.codec): i for i, o in enumerate(options)}
+    edge_median, edge_sigma = _drawn([o.edge_s for o in options], [o.edge_s_q95 for o in options])
+    cloud_median, cloud_sigma = _drawn([o.cloud_s for o in options], [o.cloud_s_q95 for o in options])
+    gate_exits = [o.gate.exit if o.gate is not None else None for o in options]
+    nbytes = np.where(np.array(paths.remote)[:, None], np.rint(evaluation.nbytes), 0.0)
+    return Table(
+        remote=np.array(paths.remote),
+        route=_ints(ROUTES.index(o.route.value) for o in options),
+        edge_s=_floats(o.edge_s for o in options),
+        edge_q95_s=_floats(o.edge_s_q95 for o in options),
+        cloud_s=_floats(o.cloud_s for o in options),
+        cloud_q95_s=_floats(o.cloud_s_q95 for o in options),
+        bytes_up_q95=_floats(o.bytes_up_q95 for o in options),
+        bytes_down=_floats(round(o.bytes_down) for o in options),
+        accuracy=_floats(o.accuracy for o in options),
+        on_head=np.array([on_head(o) for o in options]),
+        before=_ints(len(paths.stages[i]) - 1 for i in range(len(options))),
+        depth=_ints(paths.depth.get(o.exit, NONE) if o.exit is not None else NONE for o in options),
+        exits=_ints(index[number] for number in exits),
+        fallbacks=_ints(paths.fallbacks),
+        lane=_ints(lanes[o.cut, o.codec] for o in options),
+        gated=np.array([o.gate is not None for o in options]),
+        gate_exit=_ints(NONE if number is None else index[number] for number in gate_exits),
+        longest_s=paths.longest_s,
+        edge_median_s=edge_median,
+        edge_sigma=edge_sigma,
+        cloud_median_s=cloud_median,
+        cloud_sigma=cloud_sigma,
+        confidence=np.ascontiguousarray(evaluation.confidence, np.float64),
+        right=np.ascontiguousarray(evaluation.correct, np.bool_),
+        nbytes=np.ascontiguousarray(nbytes),
+    )
+
+
+def _ints(values: Any) -> Any:
+    return np.array(list(values), np.int64)
+
+
+def _floats(values: Any) -> Floats:
+    return np.array(list(values), np.float64)
+
+
+def _drawn(means: list[float], q95s: list[float]) -> tuple[Floats, Floats]:
+    sigma = np.array([log_normal_sigma(m, q) for m, q in zip(means, q95s, strict=True)])
+    return np.array(means) * np.exp(-0.5 * sigma * sigma), sigma
+
+
+def ways_of(scenario: Scenario, up: Trace, down: Trace) -> tuple[Way, Way]:
+    """Both directions of the channel, as exact mode takes them.
+
+    Raises:
+        TraceError: a trace lacks its direction, or a number is out of range.
+    """
+    part = scenario.channel
+    rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
+    start = 0.0 if part.loop else part.start_s
+    one, other = (
+        way(Channel(trace.capacity(direction), rtt, part.buffer_kb * 1000, start, part.loop))
+        for trace, direction in ((up, "up"), (down, "down"))
+    )
+    return one, other
+
+
+def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Way) -> Rules:
+    """Constants of a run.
+
+    Raises:
+        SimulationError: the engine's settings ask for what fleet mode has not.
+    """
+    engine, part, shell = scenario.engine, scenario.device, scenario.shell
+    if engine.compute_slots != 1:
+        raise SimulationError(
+            f"fleet mode computes one stage at a time on a device, engine.compute_slots is "
+            f"{engine.compute_slots}; simulate in exact mode"
+        )
+    deadline_ms = scenario.work.deadline_ms
+    rtt_s = float(up.rtt.values.min())
+    quickest = 0.5 * float(np.min(table.cloud_median_s[table.remote], initial=np.inf))
+    return Rules(
+        timed=deadline_ms is not None,
+        deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
+        margin_s=engine.margin_s,
+        slack_s=engine.guard_slack_s,
+        timeout_s=engine.default_timeout_s,
+        patience_s=engine.patience_s,
+        max_in_flight=engine.max_in_flight,
+        max_attempts=engine.max_attempts,
+        overdue_factor=engine.overdue_factor,
+        overdue_min_s=engine.overdue_min_s,
+        breaker_failures=engine.breaker_failures,
+        probe_base_s=engine.probe_base_s,
+        probe_max_s=engine.probe_max_s,
+        ping_s=engine.ping_interval_s,
+        ping_idle_s=engine.ping_idle_max_s,
+        ping_timeout_s=engine.ping_timeout_s,
+        retry_base_s=engine.retry_base_s,
+        retry_max_s=engine.retry_max_s,
+        retry_jitter=engine.retry_jitter,
+        ping_bytes=sizes.PING,
+        pong_bytes=sizes.PONG,
+        cancel_bytes=sizes.CANCEL,
+        refusal_bytes=sizes.refuse(Refusal.BUSY, "it would wait 0.123 s, 0.123 s are left"),
+        compute_w=power.compute_w,
+        idle_w=power.idle_w,
+        j_per_bit_up=power.j_per_bit_up,
+        j_per_bit_down=power.j_per_bit_down,
+        tail_w=power.tail_w,
+        tail_s=power.tail_s,
+        battery_j=math.inf if part.battery_j is None else part.battery_j,
+        battery_interval_s=part.battery_interval_s,
+        charge=part.charge,
+        shared_cell=part.shared_cell,
+        lookahead_s=0.5 * rtt_s + (quickest if quickest < math.inf else 0.0) + 2.0 * shell.cloud_ms / 1e3,
+        executors=scenario.cloud.executors,
+        max_rows=scenario.cloud.max_rows,
+        max_wait_s=scenario.cloud.max_wait_ms / 1e3,
+        per_row=scenario.cloud.per_row,
+        queue_requests=scenario.cloud.queue_requests,
+        stage_s=shell.stage_ms / 1e3,
+        send_s=shell.send_ms / 1e3,
+        receive_s=shell.receive_ms / 1e3,
+        hand_s=shell.cloud_ms / 1e3,
+        cuts=_cuts(scenario, float(up.rtt.values.mean())),
+    )
+
+
+def _cuts(scenario: Scenario, rtt_s: float) -> Floats:
+    """When the connection is lost and back: attempts at fixed intervals, then greeting and hello."""
+    edges: list[float] = []
+    for begin, end in sorted(scenario.channel.cuts):
+        if edges and begin <= edges[-1]:
+            begin = edges[-2]
+            del edges[-2:]
+        tries = max(1, math.ceil((end - begin) / RECONNECT_S))
+        edges += [begin, begin + tries * RECONNECT_S + 2.0 * rtt_s]
+    return np.array(edges, np.float64)
+
+
+def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way, period_s: float) -> World:
+    """All devices at second 0, connected, nothing asked yet."""
+    count = scenario.device.count
+    device = np.zeros(count, DEVICE)
+    starts = [start_s(scenario, i, period_s) for i in range(count)]
+    device["start_s"] = starts
+    device["head"] = device["tail"] = NONE
+    device["connected"] = 1
+    device["backoff"] = rules.probe_base_s
+    for name in ("probe_at", "pong_due", "pong_at"):
+        device[name] = np.inf
+    for name in ("last_life", "missed_at", "radio_at", "awake_at", "uplink_at", "offset_at"):
+        device[name] = -np.inf
+    device["ping_at"] = 0.0 if rules.ping_s > 0.0 else np.inf
+    device["offset_delay"] = np.inf
+    device["charge"] = np.nan
+    device["read_at"] = 0.0 if rules.battery_j < np.inf else np.inf
+    links = np.zeros(2 if rules.shared_cell else 2 * count, LINK)
+    slots = max(64, 2 * count)
+    cloud_s = float(table.cloud_s[table.remote].mean()) if table.remote.any() else 0.0
+    world = World(
+        device=device.view(np.recarray),
+        slot=np.zeros(slots, SLOT).view(np.recarray),
+        ended=np.zeros(slots, ENDED).view(np.recarray),
+        free=np.arange(slots)[::-1].copy(),
+        air=np.zeros(slots, np.int64),
+        cloud=np.zeros(slots, np.int64),
+        busy=np.zeros(rules.executors),
+        waiting=np.zeros(slots, np.int64),
+        count=np.zeros(5, np.int64),
+        clock=np.array([0.0, cloud_s]),
+        links=links.view(np.recarray),
+        estimators=estimators(count, scenario.link),
+        up=up,
+        down=down,
+        table=table,
+        rules=rules,
+    )
+    world.count[FREE] = slots
+    return world
+
+
+def with_room(world: World, requests: int) -> World:
+    """The same with at least `requests` free slots."""
+    slots = len(world.slot)
+    if world.count[FREE] >= requests:
+        return world
+    more = max(slots, requests)
+
+    def longer(array: Any) -> Any:
+        grown = np.zeros(slots + more, array.dtype)
+        grown[:slots] = array
+        return grown
+
+    free = longer(world.free)
+    free[world.count[FREE] : world.count[FREE] + more] = np.arange(slots, slots + more)
+    world.count[FREE] += more
+    return world._replace(
+        slot=longer(world.slot).view(np.recarray),
+        ended=longer(world.ended).view(np.recarray),
+        free=free,
+        air=longer(world.air),
+        cloud=longer(world.cloud),
+        waiting=longer(world.waiting),
+    )
