@@ -36,7 +36,7 @@ from splitedge.sim.workload import read_arrivals, requests_of
 
 Progress = Callable[[float], None]
 
-#: Requests drawn ahead, rows of the evaluation in order, records in flight: bytes of a device beside its state.
+#: Bytes of a device beside its state: requests drawn ahead, the order of the evaluation's rows.
 _AHEAD = 40_000
 
 
@@ -134,7 +134,8 @@ def _fits(scenario: Scenario, rows_bytes: int) -> None:
         if rows_bytes > 0.5 * need:
             advice = "simulate fewer requests, or keep totals only (`score_fleet`)"
         raise SimulationError(
-            f"this run needs about {need / 2**30:.1f} GiB of memory and {there / 2**30:.1f} GiB are free; {advice}"
+            f"this run needs about {need / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; "
+            f"{advice}"
         )
 
 
@@ -156,8 +157,9 @@ def _prepare(
     fleet = Fleet(ready, options, power)
     if fleet.keeps and scenario.work.arrivals == "poisson" and scenario.device.count > 1:
         raise SimulationError(
-            f"policy '{name}' learns or keeps something of each device, so fleet mode asks it about all devices "
-            "in step, and Poisson arrivals are not; take work.arrivals = 'fixed', or exact mode (mode = 'exact')"
+            f"policy '{name}' learns or keeps something of each device, so fleet mode asks it about all "
+            "devices in step, which Poisson arrivals are not; take work.arrivals = 'fixed', or exact mode "
+            "(mode = 'exact')"
         )
     requests = Requests(scenario, recorded, len(evaluation.labels))
     world = world_of(scenario, rules, table, *ways, up.duration_s)

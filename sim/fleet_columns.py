@@ -17,7 +17,7 @@ from splitedge.sim.simulation import COLUMNS, Column, Score
 
 #: One request; `planned`, `option`, `route` and `error` as codes.
 ROW = np.dtype(
-    [("t_s", "f8"), ("latency_s", "f8"), ("energy_j", "f8"), ("device", "i4"), ("row", "i4")]
+    [("t_s", "f8"), ("latency_s", "f8"), ("energy_j", "f8"), ("asker", "i4"), ("row", "i4")]
     + [(name, "f4") for name in ("confidence", "goodput_bps", "rtt_s", "battery")]
     + [("bytes_up", "i4"), ("bytes_down", "i4"), ("planned", "i2"), ("option", "i2"), ("attempts", "i2")]
     + [("route", "i1"), ("error", "i1"), ("degraded", "?"), ("met", "?"), ("right", "?")]
@@ -53,21 +53,21 @@ def totals() -> Totals:
 @compiled
 def write(w: World, rows: Any) -> None:
     """Put the requests that ended since the last time at their places."""
-    for i in range(w.count[DONE]):
+    for i in range(w.counts[DONE]):
         e = w.ended[i]
         to = rows[e.place]
-        to.t_s, to.latency_s, to.energy_j, to.device, to.row = e.t, e.at - e.t, e.energy, e.device, e.row
+        to.t_s, to.latency_s, to.energy_j, to.asker, to.row = e.t, e.at - e.t, e.energy, e.owner, e.row
         to.confidence, to.goodput_bps, to.rtt_s, to.battery = e.confidence, e.goodput, e.rtt, e.battery
         to.bytes_up, to.bytes_down, to.attempts = int(e.bytes_up), int(e.bytes_down), e.attempts
         to.planned, to.option, to.route, to.error = e.planned, e.option, e.route, e.error
         to.degraded, to.met, to.right = e.degraded, e.met, e.right
-    w.count[DONE] = 0
+    w.counts[DONE] = 0
 
 
 @compiled
 def count_up(w: World, t: Totals) -> None:
     """Count the requests that ended since the last time."""
-    for i in range(w.count[DONE]):
+    for i in range(w.counts[DONE]):
         e = w.ended[i]
         t.routes[e.route] += 1
         t.counts[0] += 1
@@ -80,7 +80,7 @@ def count_up(w: World, t: Totals) -> None:
         if e.error == NO_ERROR:
             place = int(math.log(max(e.at - e.t, _FIRST_S) / _FIRST_S) / _STEP)
             t.latency[min(place, len(t.latency) - 1)] += 1
-    w.count[DONE] = 0
+    w.counts[DONE] = 0
 
 
 def score_of(t: Totals) -> Score:
@@ -132,15 +132,12 @@ class Columns(Mapping[str, Column]):
     def __getitem__(self, name: str) -> Column:
         if name == "deadline_s":
             return np.broadcast_to(np.float64(self._deadline_s), len(self._rows))
-        codes: Column = self._rows[name] if name in ROW.names else self._missing(name)
+        codes: Column = self._rows["asker" if name == "device" else name]
         if name in ("planned", "option"):
             return names_of(codes, self._names)
         if name in ("route", "error"):
             return np.array(ROUTES if name == "route" else ERRORS)[codes]
         return codes
-
-    def _missing(self, name: str) -> Column:
-        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*COLUMNS, "attempts"))

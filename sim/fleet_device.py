@@ -113,11 +113,11 @@ def begin(w: World, s: int, ready: float) -> float:
     takes the stage's place.
     """
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     while True:
         start = max(ready, d.free)
         if start > d.now:
-            advance(w, r.device, start)
+            advance(w, r.owner, start)
             if r.ended == 1 or r.fallback != NONE:
                 return np.nan
         if start >= d.free:

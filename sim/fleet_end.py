@@ -36,7 +36,7 @@ _EPS = 1e-9
 def release(w: World, s: int) -> None:
     """Take an ended request out of its device's list, for nothing of it is to come."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     last = NONE
     at = d.head
     while at != s:
@@ -51,8 +51,8 @@ def release(w: World, s: int) -> None:
     if r.pooled == 1:
         r.state = GONE  # freed when it is taken out of the pool
     else:
-        w.free[w.count[FREE]] = s
-        w.count[FREE] += 1
+        w.free[w.counts[FREE]] = s
+        w.counts[FREE] += 1
 
 
 @compiled
@@ -75,11 +75,11 @@ def transfer(w: World, d: Any, now: float, nbytes: float, j_per_bit: float) -> N
 def end(w: World, s: int, now: float, option: int, confidence: float, error: int) -> None:
     """The one end of a request: `option` NONE for an error, NOTHING for a filter's class."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     rules = w.rules
-    e = w.ended[w.count[DONE]]
-    w.count[DONE] += 1
-    e.device, e.place, e.row, e.t, e.at = r.device, r.place, r.row, r.t, now
+    e = w.ended[w.counts[DONE]]
+    w.counts[DONE] += 1
+    e.owner, e.place, e.row, e.t, e.at = r.owner, r.place, r.row, r.t, now
     e.planned, e.option, e.error = r.planned, option, error
     e.bytes_up, e.bytes_down, e.attempts = r.bytes_up, r.bytes_down, r.attempts
     e.uplink_s, e.queue_s, e.cloud_s, e.downlink_s = r.uplink_s, r.queue_s, r.cloud_s, r.downlink_s
@@ -112,9 +112,9 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
 def _cancel(w: World, s: int, now: float) -> None:
     """Tell the cloud that nobody waits: no reply comes if it hears that before it is done."""
     r = w.slot[s]
-    transfer(w, w.device[r.device], now, w.rules.cancel_bytes, w.rules.j_per_bit_up)
-    link = w.links[0 if w.rules.shared_cell else 2 * r.device]
-    start = w.device[0 if w.rules.shared_cell else r.device].start_s
+    transfer(w, w.device[r.owner], now, w.rules.cancel_bytes, w.rules.j_per_bit_up)
+    link = w.links[0 if w.rules.shared_cell else 2 * r.owner]
+    start = w.device[0 if w.rules.shared_cell else r.owner].start_s
     r.cancel_at = carry(link, w.up, start, now + w.rules.send_s, w.rules.cancel_bytes)
     if r.state == RETURNING and r.cancel_at < r.ends_at:
         r.state = LOST
@@ -138,7 +138,7 @@ def end_filtered(w: World, s: int, now: float) -> None:
 def unguard(w: World, s: int) -> None:
     """No fall-back is needed any more."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     r.guard_at = np.inf
     d.pending_s = max(0.0, d.pending_s - r.guarded_s)
     r.guarded_s = 0.0
@@ -150,6 +150,12 @@ def cost(w: World, s: int, option: int, quantile: bool) -> float:
     table = w.table
     seconds = table.edge_q95_s[option] if quantile else table.edge_s[option]
     return float(max(0.0, seconds - w.slot[s].sunk_s) if table.on_head[option] else seconds)
+
+
+@compiled
+def residual(d: Any, now: float) -> float:
+    """Expected seconds until the device is free: `ComputeQueue.residual_s`."""
+    return float(max(0.0, d.expected - now) if d.free > now else 0.0)
 
 
 @compiled
@@ -169,8 +175,8 @@ def best_fallback(w: World, s: int, now: float) -> int:
     the fastest where none fits, NONE where the device can not answer.
     """
     r = w.slot[s]
-    d = w.device[r.device]
-    free = max(now, d.free)
+    d = w.device[r.owner]
+    free = now + residual(d, now)
     own = r.answer_by - free
     left = own
     demand = 0.0
@@ -207,7 +213,7 @@ def best_fallback(w: World, s: int, now: float) -> int:
 def guard_from(w: World, s: int, now: float) -> None:
     """Set the second at which the fall-back must begin: `Settling._guard_from`."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     best = best_fallback(w, s, now)
     if best == NONE:
         return
@@ -218,7 +224,7 @@ def guard_from(w: World, s: int, now: float) -> None:
     r.guarded_s = least
     own = cost(w, s, best, True)
     slack = min(w.rules.slack_s, 0.25 * (r.answer_by - now))
-    latest = r.answer_by - own - max(0.0, d.free - now) - slack
+    latest = r.answer_by - own - residual(d, now) - slack
     early = latest - (d.pending_s - least)
     if d.active > 1:
         early -= w.table.longest_s
@@ -229,7 +235,7 @@ def guard_from(w: World, s: int, now: float) -> None:
 def run_fallback(w: World, s: int, now: float, option: int) -> None:
     """Have `option` computed as soon as the device is free."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     r.fallback = option
     r.fallback_at = max(now, d.free)
     seconds = cost(w, s, option, True)
@@ -241,16 +247,17 @@ def run_fallback(w: World, s: int, now: float, option: int) -> None:
 def begin_fallback(w: World, s: int, now: float) -> None:
     """The device is free for it: the option is chosen anew, for others may have come."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     if d.free > now:
         r.fallback_at = d.free
         return
     best = best_fallback(w, s, now)
-    if best != NONE and not 0 <= w.table.depth[best] <= r.reached:
-        if cost(w, s, best, True) < cost(w, s, r.fallback, True):
-            r.fallback = best
+    held = best != NONE and 0 <= w.table.depth[best] <= r.reached
+    if best != NONE and not held and cost(w, s, best, True) < cost(w, s, r.fallback, True):
+        r.fallback = best
     r.fallback_at = np.inf
     r.fallback_s = drawn(w, s, r.fallback)
+    d.expected = now + cost(w, s, r.fallback, False)
     r.fallback_end = d.free = now + r.fallback_s
     d.joules += (r.fallback_s - w.rules.stage_s) * w.rules.compute_w
 
@@ -283,10 +290,10 @@ def missed(w: World, s: int, now: float) -> None:
     """No reply in time: evidence on the link."""
     r = w.slot[s]
     if r.flying == 1:
-        rtt = mean_of(w.estimators, QUANTITIES * r.device + RTT, now)
+        rtt = mean_of(w.estimators, QUANTITIES * r.owner + RTT, now)
         elapsed = now - r.sent_at - rtt - w.table.cloud_s[r.encoded]
-        observe_stall(w.estimators, r.device, now, r.nbytes, elapsed)
-        silence(w.device[r.device], w.rules, now, r.sent_at)
+        observe_stall(w.estimators, r.owner, now, r.message, elapsed)
+        silence(w.device[r.owner], w.rules, now, r.sent_at)
 
 
 @compiled

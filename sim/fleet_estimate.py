@@ -31,8 +31,8 @@ _LN2 = math.log(2.0)
 #: One quantity of one device; logarithms where the name begins with `log`.
 QUANTITY = np.dtype(
     [
-        ("mean", "f8"),  # EWMA
-        ("mean_weight", "f8"),
+        ("moving", "f8"),  # EWMA
+        ("moving_weight", "f8"),
         ("weight", "f8"),  # of the samples in the window
         ("newest", "f8"),
         ("count", "i8"),
@@ -71,7 +71,7 @@ class Estimators(NamedTuple):
 
     quantity: Any
     window: Floats
-    count: int
+    samples: int
     window_s: float
     keep: float
     half_life_s: float
@@ -134,7 +134,7 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
         for i in range(1, n):
             if seconds[i] < seconds[oldest]:
                 oldest = i
-        if n < e.count and seconds[oldest] >= now - e.window_s:
+        if n < e.samples and seconds[oldest] >= now - e.window_s:
             break
         q.weight -= weights[oldest]
         n -= 1
@@ -169,12 +169,12 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     gap = max(0.0, now - q.newest)
     weight *= min(1.0, max(_LEAST_SHARE, gap / _CLUSTER_S))
     _put(e, q, window, now, value, weight)
-    if q.mean_weight == 0.0:
-        q.mean = value
+    if q.moving_weight == 0.0:
+        q.moving = value
     else:
-        move = max(1.0 - e.keep**weight, weight / (q.mean_weight + weight))
-        q.mean += move * (value - q.mean)
-    q.mean_weight = min(q.mean_weight + weight, 32.0)  # an EWMA's own limit
+        move = max(1.0 - e.keep**weight, weight / (q.moving_weight + weight))
+        q.moving += move * (value - q.moving)
+    q.moving_weight = min(q.moving_weight + weight, 32.0)  # an EWMA's own limit
     q.newest = now
     q.stale = 1
 
@@ -193,9 +193,9 @@ def _summarise(q: Any, window: Any) -> None:
     while total < share and j > 0:
         j -= 1
         total += weights[j]
-    q.log_mean = math.log(q.mean)
-    q.log_low = math.log(min(values[i], q.mean))
-    q.log_high = math.log(max(values[j], q.mean))
+    q.log_mean = math.log(q.moving)
+    q.log_low = math.log(min(values[i], q.moving))
+    q.log_high = math.log(max(values[j], q.moving))
     q.stale = 0
 
 

@@ -32,7 +32,7 @@ class Lessons:
                 self._steps.append(np.zeros(self._devices, ENDED))
                 self._missing.append(self._devices)
             mine = ended[number == step]
-            self._steps[step - self._first][mine["device"]] = mine
+            self._steps[step - self._first][mine["owner"]] = mine
             self._missing[step - self._first] -= len(mine)
 
     def teach(self, fleet: Fleet, now: float, deadline_s: float) -> None:

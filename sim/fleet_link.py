@@ -187,9 +187,7 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
     """
     start = max(link.served, bits_by(w, min(now + start_s, w.ends_s)))
     link.served = start + 8.0 * nbytes
-    if w.ends_s < np.inf and link.served > (
-        PACKET_BITS * len(w.rates.keys) if w.packets else w.sums.end
-    ):
+    if w.ends_s < np.inf and link.served > (PACKET_BITS * len(w.rates.keys) if w.packets else w.sums.end):
         return np.inf
     left = max(now, time_of(w, link.served) - start_s)
     if left == np.inf:
@@ -203,4 +201,3 @@ def drop_queue(link: Any, w: Way, start_s: float, now: float) -> None:
     """Forget what is queued: `Link.clear`."""
     link.served = min(link.served, bits_by(w, min(now + start_s, w.ends_s)))
     link.last_arrival = min(link.last_arrival, now)
-

@@ -99,9 +99,9 @@ class Fleet:
             ) from error
         if option.shape not in ((), (n,)) or option.dtype.kind not in "iu":
             raise SimulationError(
-                f"policy '{name}' must give one whole number for each of {n} devices; it gave an array of shape "
-                f"{option.shape} and type {option.dtype}; write it on arrays (docs/policies.md) or simulate in "
-                "exact mode (mode = 'exact')"
+                f"policy '{name}' must give one whole number for each of {n} devices; it gave an array of "
+                f"shape {option.shape} and type {option.dtype}; write it on arrays (docs/policies.md) or "
+                "simulate in exact mode (mode = 'exact')"
             )
         if option.size and not (option.min() >= 0 and option.max() < len(self._options)):
             wrong = option.max() if option.max() >= len(self._options) else option.min()

@@ -10,12 +10,11 @@ from splitedge.sim.compiled import compiled
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_circuit import busy, usable
 from splitedge.sim.fleet_device import advance, begin
-from splitedge.sim.fleet_end import drawn, end, end_filtered, fall_back, guard_from, keep
+from splitedge.sim.fleet_end import cost, drawn, end, end_filtered, fall_back, guard_from, keep, residual
 from splitedge.sim.fleet_estimate import DOWN, QUANTITIES, QUEUE, RTT, UP, estimate
 from splitedge.sim.fleet_send import offer
 from splitedge.sim.fleet_world import (
     FREE,
-    HERE,
     NO_ERROR,
     NONE,
     REJECTED,
@@ -62,17 +61,17 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
         device, t = asked.device[i], asked.t_s[i]
         advance(w, device, t)
         d = w.device[device]
-        w.count[FREE] -= 1
-        s = w.free[w.count[FREE]]
+        w.counts[FREE] -= 1
+        s = w.free[w.counts[FREE]]
         asked.slot[i] = s
         r = w.slot[s]
-        r.device, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
+        r.owner, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
         r.edge_z, r.cloud_z = asked.edge_z[i], asked.cloud_z[i]
         r.limit = t + (rules.deadline_s if rules.timed else rules.timeout_s)
         r.answer_by = max(t, r.limit - rules.margin_s) if rules.timed else r.limit
         r.guard_at = r.fallback_at = r.fallback_end = r.overdue_at = np.inf
         r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = np.inf
-        r.sent_at = r.guarded_s = r.nbytes = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
+        r.sent_at = r.guarded_s = r.message = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
         r.tail_j = r.uplink_s = r.queue_s = r.cloud_s = r.downlink_s = 0.0
         r.sure = np.nan
         r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = NONE
@@ -104,8 +103,8 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
 def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
     """What changes between the decisions on one request."""
     r = w.slot[s]
-    d = w.device[r.device]
-    seen.edge_wait_s[i] = max(0.0, d.free - now)
+    d = w.device[r.owner]
+    seen.edge_wait_s[i] = residual(d, now)
     seen.link_up[i] = usable(d)
     seen.deadline_s[i] = r.answer_by - now if w.rules.timed else np.inf
     seen.unsent_s[i] = now - d.uplink_at
@@ -136,7 +135,7 @@ def pursue(w: World, asked: Asked, seen: Seen, which: Ints, choice: Ints, again:
         r = w.slot[s]
         if r.planned == NONE:
             r.planned = choice[j]
-            d = w.device[r.device]
+            d = w.device[r.owner]
             if d.active > w.rules.max_in_flight or d.charge <= 0.0:
                 end(w, s, seen.t_s[i], NONE, np.nan, REJECTED)
                 continue
@@ -150,7 +149,7 @@ def pursue(w: World, asked: Asked, seen: Seen, which: Ints, choice: Ints, again:
 def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> bool:
     """True if the request now stands at an exit and its policy is to be asked again."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     table, rules = w.table, w.rules
     r.target = target
     if not table.remote[target]:
@@ -175,7 +174,7 @@ def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> bo
 def _advance(w: World, s: int, now: float, seen: Seen, i: int) -> bool:
     """Run the next stage on the way to the target."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     table = w.table
     target = r.target
     deeper = r.reached + 1
@@ -188,6 +187,7 @@ def _advance(w: World, s: int, now: float, seen: Seen, i: int) -> bool:
     seconds = drawn(w, s, stage)
     done = start + seconds
     d.free = done
+    d.expected = start + cost(w, s, stage, False)
     d.joules += (seconds - w.rules.stage_s) * w.rules.compute_w
     if done > r.limit or (r.in_hand != NONE and done > r.answer_by):
         return False
@@ -205,10 +205,10 @@ def _advance(w: World, s: int, now: float, seen: Seen, i: int) -> bool:
         end(w, s, done, stage, table.confidence[stage, r.row], NO_ERROR)
         return False
     r.encoded = stage
-    r.nbytes = table.nbytes[stage, r.row]
-    if table.gated[stage] and r.nbytes == 0.0:
+    r.message = table.nbytes[stage, r.row]
+    if table.gated[stage] and r.message == 0.0:
         end_filtered(w, s, done)
         return False
-    r.reply_s = reply_95(w, stage, r.nbytes, seen, i)
+    r.reply_s = reply_95(w, stage, r.message, seen, i)
     offer(w, s, done)
     return False

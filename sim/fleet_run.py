@@ -8,10 +8,10 @@ import numpy as np
 
 from splitedge.policy import Option
 from splitedge.sim.compiled import compiled
-from splitedge.sim.fleet_cloud import run_cloud
 from splitedge.sim.fleet_device import advance
 from splitedge.sim.fleet_learn import Lessons
 from splitedge.sim.fleet_policy import Fleet, room
+from splitedge.sim.fleet_queue import run_cloud
 from splitedge.sim.fleet_route import Asked, Seen, arrive, pursue
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
@@ -126,7 +126,7 @@ class Run:
 
     def _drain(self, drain: Drain) -> None:
         if self._lessons is not None:
-            self._lessons.take(self.world.ended[: self.world.count[DONE]])
+            self._lessons.take(self.world.ended[: self.world.counts[DONE]])
         drain(self.world)
 
     def _settle(self, drain: Drain) -> None:
@@ -148,4 +148,3 @@ def settle(w: World, horizon: float) -> bool:
             advance(w, device, horizon)
             left = left or w.device[device].active > 0
     return left
-

@@ -29,7 +29,6 @@ from splitedge.sim.fleet_world import (
     World,
 )
 
-
 _DRIFT = 100e-6  # of `ClockOffset`
 
 
@@ -37,7 +36,7 @@ _DRIFT = 100e-6  # of `ClockOffset`
 def offer(w: World, s: int, now: float) -> None:
     """Send the payload, or have it wait for the link."""
     r = w.slot[s]
-    d = w.device[r.device]
+    d = w.device[r.owner]
     if r.attempts >= w.rules.max_attempts:
         fall_back(w, s, now, UNAVAILABLE)
         return
@@ -50,22 +49,22 @@ def offer(w: World, s: int, now: float) -> None:
     r.refused = NO_ERROR
     r.retry_at = r.cancel_at = np.inf
     r.attempts += 1
-    r.bytes_up += r.nbytes
+    r.bytes_up += r.message
     r.tail_j += radio(w, d, now)
-    transfer(w, d, now, r.nbytes, w.rules.j_per_bit_up)
+    transfer(w, d, now, r.message, w.rules.j_per_bit_up)
     d.uplink_at = now
     wait = max(w.rules.overdue_min_s, w.rules.overdue_factor * r.reply_s)
     r.overdue_at = now + wait * 2.0 ** (r.attempts - 1)
     if not first:  # the first copy is still under way: this one only takes room
         r.sent_at = now
-        carry(w.links[pair_of(w, r.device)], w.up, start_of(w, r.device), now, r.nbytes)
+        carry(w.links[pair_of(w, r.owner)], w.up, start_of(w, r.owner), now, r.message)
         return
     r.sent_at = now
     if w.rules.shared_cell and r.pooled == 0:
         r.state = IN_AIR
         r.pooled = 1
-        w.air[w.count[AIR]] = s
-        w.count[AIR] += 1
+        w.air[w.counts[AIR]] = s
+        w.counts[AIR] += 1
     else:
         fly(w, s)
 
@@ -88,7 +87,7 @@ def replied(w: World, s: int, now: float) -> None:
     if r.refused != NO_ERROR:
         _refused(w, s, now)
         return
-    device, nbytes = r.device, r.nbytes
+    device, nbytes = r.owner, r.message
     down_bytes = w.table.bytes_down[r.encoded]
     d = w.device[device]
     transfer(w, d, now, down_bytes, w.rules.j_per_bit_down)
@@ -113,7 +112,7 @@ def replied(w: World, s: int, now: float) -> None:
 
 @compiled
 def observe_clock(d: Any, now: float, up_s: float, down_s: float) -> None:
-    """What `ClockOffset` makes of a round trip: half of what differs between the ways passes for an offset."""
+    """What `ClockOffset` makes of a round trip: half of what differs between the ways seems an offset."""
     bound = 0.5 * d.offset_delay + _DRIFT * max(0.0, now - d.offset_at)
     if 0.5 * (up_s + down_s) <= bound:
         d.offset = 0.5 * (up_s - down_s)
@@ -124,7 +123,7 @@ def observe_clock(d: Any, now: float, up_s: float, down_s: float) -> None:
 def _refused(w: World, s: int, now: float) -> None:
     """The cloud gave no answer: sent again where there is time for that, else answered here."""
     r = w.slot[s]
-    device = r.device
+    device = r.owner
     why = r.refused
     r.state = HERE
     r.reply_at = np.inf

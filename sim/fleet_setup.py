@@ -203,7 +203,7 @@ def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way,
         cloud=np.zeros(slots, np.int64),
         busy=np.zeros(rules.executors),
         waiting=np.zeros(slots, np.int64),
-        count=np.zeros(5, np.int64),
+        counts=np.zeros(5, np.int64),
         clock=np.array([0.0, cloud_s]),
         links=links.view(np.recarray),
         estimators=estimators(count, scenario.link),
@@ -212,14 +212,14 @@ def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way,
         table=table,
         rules=rules,
     )
-    world.count[FREE] = slots
+    world.counts[FREE] = slots
     return world
 
 
 def with_room(world: World, requests: int) -> World:
     """The same with at least `requests` free slots."""
     slots = len(world.slot)
-    if world.count[FREE] >= requests:
+    if world.counts[FREE] >= requests:
         return world
     more = max(slots, requests)
 
@@ -229,8 +229,8 @@ def with_room(world: World, requests: int) -> World:
         return grown
 
     free = longer(world.free)
-    free[world.count[FREE] : world.count[FREE] + more] = np.arange(slots, slots + more)
-    world.count[FREE] += more
+    free[world.counts[FREE] : world.counts[FREE] + more] = np.arange(slots, slots + more)
+    world.counts[FREE] += more
     return world._replace(
         slot=longer(world.slot).view(np.recarray),
         ended=longer(world.ended).view(np.recarray),

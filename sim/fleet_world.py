@@ -28,7 +28,7 @@ CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 ERRORS = ("", "DeadlineExceeded", "CloudUnavailable", "CloudBusy", "Rejected")
 NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
 
-#: Counters of `World.count`.
+#: Counters of `World.counts`.
 FREE, DONE, AIR, CLOUD, WAITING = range(5)
 
 #: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
@@ -40,6 +40,7 @@ DEVICE = np.dtype(
         ("start_s", "f8"),  # where in the trace it began
         ("now", "f8"),  # events up to here are over
         ("free", "f8"),  # second at which its compute is free
+        ("expected", "f8"),  # the same as far as the engine can know: by mean costs
         ("head", "i8"),  # its requests in flight: a list through SLOT.next
         ("tail", "i8"),
         ("active", "i8"),  # of them, not ended
@@ -73,7 +74,7 @@ DEVICE = np.dtype(
 
 SLOT = np.dtype(
     [
-        ("device", "i8"),
+        ("owner", "i8"),
         ("next", "i8"),
         ("place", "i8"),  # of its row in the columns
         ("row", "i8"),
@@ -98,7 +99,7 @@ SLOT = np.dtype(
         ("queue_s", "f8"),
         ("cloud_s", "f8"),
         ("downlink_s", "f8"),
-        ("nbytes", "f8"),
+        ("message", "f8"),
         ("bytes_up", "f8"),
         ("bytes_down", "f8"),
         ("compute_s", "f8"),
@@ -134,7 +135,7 @@ SLOT = np.dtype(
 ENDED = np.dtype(
     [
         (name, SLOT[name])
-        for name in ("device", "place", "row", "t", "planned", "bytes_up", "bytes_down", "attempts")
+        for name in ("owner", "place", "row", "t", "planned", "bytes_up", "bytes_down", "attempts")
     ]
     + [(name, "f8") for name in ("uplink_s", "queue_s", "cloud_s", "downlink_s", "compute_s", "energy")]
     + [(name, "f8") for name in ("goodput", "goodput_low", "rtt", "rtt_high", "battery")]
@@ -245,12 +246,12 @@ class World(NamedTuple):
     device: Any  # record array of DEVICE
     slot: Any  # of SLOT
     ended: Any  # of ENDED, as many as slots
-    free: Ints  # slots that are free, a stack of count[FREE]
+    free: Ints  # slots that are free, a stack of counts[FREE]
     air: Ints  # slots whose message waits for the shared cell
     cloud: Ints  # slots whose message comes to the cloud
     busy: Floats  # second at which each executor is free
     waiting: Ints  # slots in the cloud's queue, by arrival
-    count: Ints
+    counts: Ints
     clock: Floats
     links: Any  # of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell
     estimators: Estimators

@@ -1,0 +1,174 @@
+"""The cloud that all devices share in fleet mode: a queue before executors, in order of arrival.
+
+All messages that arrive before a horizon are known when `run_cloud` is called with it, for a request that
+arrives at its device later can not be in the cloud sooner. So they are served in the order of their
+arrival, whichever device they come from, as events would.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from splitedge.sim.compiled import compiled
+from splitedge.sim.fleet_cloud import fly, refuse, seconds, serve
+from splitedge.sim.fleet_device import advance
+from splitedge.sim.fleet_world import (
+    AIR,
+    BUSY,
+    CLOUD,
+    DEADLINE,
+    FREE,
+    GONE,
+    HORIZON,
+    IN_AIR,
+    IN_CLOUD,
+    MEAN_S,
+    NONE,
+    WAITING,
+    Ints,
+    World,
+)
+
+
+@compiled
+def _due(w: World, pool: Ints, counter: int, horizon: float, state: int) -> Ints:
+    """Take those before the horizon out of a pool and give them in order of time."""
+    size = w.counts[counter]
+    times = np.empty(size)
+    due = np.empty(size, np.int64)
+    found = left = 0
+    for i in range(size):
+        s = pool[i]
+        r = w.slot[s]
+        if r.state != state:  # served out of turn, lost, or freed
+            _unpool(w, s)
+            continue
+        at = r.sent_at if state == IN_AIR else r.cloud_at
+        if at < horizon:
+            times[found], due[found] = at, s
+            found += 1
+        else:
+            pool[left] = s
+            left += 1
+    w.counts[counter] = left
+    return due[:found][np.argsort(times[:found])]
+
+
+@compiled
+def _unpool(w: World, s: int) -> None:
+    r = w.slot[s]
+    r.pooled = 0
+    if r.state == GONE:
+        w.free[w.counts[FREE]] = s
+        w.counts[FREE] += 1
+
+
+@compiled
+def _wait_s(w: World, now: float) -> float:
+    """Predicted wait of a request that comes now: what runs, and what waits."""
+    wait = max(0.0, w.busy.min() - now)
+    waiting = w.counts[WAITING]
+    if waiting > 0:
+        mean, share = w.clock[MEAN_S], w.rules.per_row
+        wait += mean * ((1.0 - share) * np.ceil(waiting / w.rules.max_rows) + share * waiting)
+    return float(wait)
+
+
+@compiled
+def _admit(w: World, s: int) -> None:
+    """Take a message in, or refuse it: the queue is full, or it would wait longer than it has left."""
+    r = w.slot[s]
+    left = r.limit - r.sent_at
+    full = w.counts[WAITING] + len(w.busy) > w.rules.queue_requests
+    if full or (w.rules.timed and _wait_s(w, r.cloud_at) > left):
+        _unpool(w, s)
+        refuse(w, s, r.cloud_at, BUSY)
+        return
+    w.waiting[w.counts[WAITING]] = s
+    w.counts[WAITING] += 1
+
+
+@compiled
+def _starts_at(w: World) -> float:
+    """When the next batch begins, if nothing more comes."""
+    if w.counts[WAITING] == 0:
+        return np.inf
+    oldest = w.slot[w.waiting[0]]
+    at = oldest.cloud_at
+    if w.rules.max_wait_s > 0.0:
+        lane, rows = w.table.lane[oldest.encoded], 0
+        for i in range(w.counts[WAITING]):
+            rows += w.table.lane[w.slot[w.waiting[i]].encoded] == lane
+        if rows < w.rules.max_rows:
+            at += w.rules.max_wait_s
+    return float(max(at, w.busy.min()))
+
+
+@compiled
+def _hear(w: World, s: int, now: float) -> None:
+    """Let a device that has given up on the cloud by `now` say so."""
+    r = w.slot[s]
+    if r.ended == 0 and min(r.answer_by, r.limit) < now:
+        advance(w, r.owner, now)
+
+
+@compiled
+def _start(w: World, now: float) -> None:
+    """Run a batch of the lane whose request has waited longest; drop what is late or was cancelled."""
+    rules = w.rules
+    batch = np.empty(min(rules.max_rows, w.counts[WAITING]), np.int64)
+    rows = kept = 0
+    most = total = 0.0
+    lane = NONE
+    for i in range(w.counts[WAITING]):
+        s = w.waiting[i]
+        _hear(w, s, now)
+        r = w.slot[s]
+        if r.state != IN_CLOUD:
+            _unpool(w, s)
+        elif r.cancel_at <= now:
+            _unpool(w, s)
+            serve(w, s, now, np.inf)
+        elif rules.timed and r.cloud_at + r.limit - r.sent_at <= now:
+            _unpool(w, s)
+            refuse(w, s, max(r.cloud_at, r.cloud_at + r.limit - r.sent_at), DEADLINE)
+        elif rows < rules.max_rows and (lane == NONE or w.table.lane[r.encoded] == lane):
+            lane = w.table.lane[r.encoded]
+            each = seconds(w, s)
+            most = max(most, each)
+            total += each
+            batch[rows] = s
+            rows += 1
+        else:
+            w.waiting[kept] = s
+            kept += 1
+    w.counts[WAITING] = kept
+    if rows == 0:
+        return
+    ends = now + most + rules.per_row * (total - most)
+    w.busy[np.argmin(w.busy)] = ends
+    for i in range(rows):
+        _hear(w, batch[i], ends)
+        _unpool(w, batch[i])
+        serve(w, batch[i], now, ends)
+
+
+@compiled
+def run_cloud(w: World, horizon: float) -> None:
+    """Serve what is to be begun before `horizon`."""
+    if w.rules.shared_cell:
+        for s in _due(w, w.air, AIR, horizon, IN_AIR):
+            w.slot[s].pooled = 0
+            fly(w, s)
+    due = _due(w, w.cloud, CLOUD, horizon, IN_CLOUD)
+    i = 0
+    while True:
+        starts = _starts_at(w)
+        if starts < horizon and (i == len(due) or starts <= w.slot[due[i]].cloud_at):
+            _start(w, starts)
+        elif i < len(due):
+            _admit(w, due[i])
+            i += 1
+        else:
+            break
+    w.clock[HORIZON] = horizon
