@@ -60,6 +60,8 @@ def come_back(w: World, s: int, at: float, nbytes: float) -> None:
     r.downlink_s = arrives - sent
     r.reply_at = arrives + w.rules.receive_s
     r.state = RETURNING if arrives < np.inf else LOST
+    d = w.device[r.owner]
+    d.wakes = min(d.wakes, r.reply_at)
 
 
 @compiled
@@ -91,20 +93,26 @@ def seconds(w: World, s: int) -> float:
 
 
 @compiled
-def resolve(w: World, s: int, until: float) -> None:
+def resolve(w: World, s: int, until: float) -> float:
     """Serve one message out of turn where its device must know of the reply before the horizon is there.
 
     It takes the executor that is free first, unless so much waits that no reply could come by `until`.
+    Gives the first second at which there may be a reply, inf where it is known.
     """
     r = w.slot[s]
-    if r.state == IN_AIR and r.sent_at + w.rules.lookahead_s <= until:
+    ahead = w.rules.lookahead_s
+    if r.state == IN_AIR:
+        if r.sent_at + ahead > until:
+            return float(r.sent_at + ahead)
         fly(w, s)
     if r.state != IN_CLOUD:
-        return
+        return np.inf
     first = np.argmin(w.busy)
     begun = max(r.cloud_at, w.busy[first])
     queue = w.counts[WAITING] * w.clock[MEAN_S] * w.rules.per_row / len(w.busy)
-    if max(begun, w.clock[HORIZON]) + queue + w.rules.lookahead_s > until:
-        return
+    soonest = max(begun, w.clock[HORIZON]) + queue + ahead
+    if soonest > until:
+        return float(soonest)
     w.busy[first] = begun + seconds(w, s)
     serve(w, s, begun, w.busy[first])
+    return np.inf

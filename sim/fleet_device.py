@@ -10,29 +10,43 @@ from splitedge.sim.fleet_end import (
     answer_in_hand,
     begin_fallback,
     best_fallback,
+    cost,
+    drawn,
+    end,
+    end_filtered,
     expire,
     keep,
     missed,
     run_fallback,
 )
 from splitedge.sim.fleet_send import link_event, link_wakes, offer, overdue, replied
-from splitedge.sim.fleet_world import IN_AIR, IN_CLOUD, NONE, World
+from splitedge.sim.fleet_world import IN_AIR, IN_CLOUD, NO_ERROR, NONE, World
 
-REPLY, FALLBACK_ENDS, ANSWER, LIMIT, GUARD, FALLBACK_BEGINS, OVERDUE, RETRY, LINK = range(9)
+REPLY, FALLBACK_ENDS, STAGE_ENDS, ANSWER, LIMIT, GUARD, OVERDUE, RETRY, LINK = range(9)
+FALLBACK_BEGINS, STAGE_BEGINS = 9, 10
 
 
 @compiled
 def _next(w: World, device: int, until: float) -> tuple[float, int, int]:
-    """The next event of a device by `until`: its second, what it is, and which slot it is of."""
-    when, what, which = link_wakes(w, w.device[device]), LINK, NONE
-    s = w.device[device].head
+    """The next event of a device by `until`: its second, what it is, and which slot it is of; the first
+    second at which there may be one where there is none.
+    """
+    d = w.device[device]
+    when, what, which = link_wakes(w, d), LINK, NONE
+    begins, first = np.inf, NONE  # urgent stages go before the others, those before arrivals later
+    queued, second = np.inf, NONE
+    s = d.head
     while s != NONE:
         r = w.slot[s]
         if r.state == IN_CLOUD or r.state == IN_AIR:
-            resolve(w, s, until)
+            soonest = resolve(w, s, until)
+            if soonest < when:
+                when, what, which = soonest, REPLY, s
         if r.reply_at < when:
             when, what, which = r.reply_at, REPLY, s
         if r.ended == 0:
+            if r.stage_end < when:
+                when, what, which = r.stage_end, STAGE_ENDS, s
             if r.fallback_end < when:
                 when, what, which = r.fallback_end, FALLBACK_ENDS, s
             if r.in_hand != NONE and r.answer_by < when:
@@ -41,52 +55,125 @@ def _next(w: World, device: int, until: float) -> tuple[float, int, int]:
                 when, what, which = r.limit, LIMIT, s
             if r.guard_at < when:
                 when, what, which = r.guard_at, GUARD, s
-            if r.fallback_at < when:
-                when, what, which = r.fallback_at, FALLBACK_BEGINS, s
             if r.overdue_at < when:
                 when, what, which = r.overdue_at, OVERDUE, s
             if r.retry_at < when:
                 when, what, which = r.retry_at, RETRY, s
+            if r.fallback_at < begins:
+                begins, first = r.fallback_at, s
+            if r.stage_at < queued:
+                queued, second = r.stage_at, s
         s = r.next
+    begins, queued = max(begins, d.free), max(queued, d.free)
+    if begins < when and first != NONE:
+        when, what, which = begins, FALLBACK_BEGINS, first
+    if queued < when and second != NONE:
+        when, what, which = queued, STAGE_BEGINS, second
     return when, what, which
 
 
 @compiled
-def advance(w: World, device: int, until: float) -> None:
-    """Let all that happens on a device by `until` happen."""
-    while True:
-        when, what, which = _next(w, device, until)
-        if when > until or when == np.inf:
-            break
-        if what == LINK:
-            link_event(w, device, when)
-        elif what == REPLY:
-            replied(w, which, when)
-        elif what == LIMIT:
-            expire(w, which, when)
-        elif what == ANSWER:
-            missed(w, which, when)
-            answer_in_hand(w, which, when)
-        elif what == GUARD:
-            guard(w, which, when)
-        elif what == FALLBACK_BEGINS:
-            begin_fallback(w, which, when)
-        elif what == FALLBACK_ENDS:
-            _fallback_ends(w, which, when)
-        elif what == RETRY:
-            offer(w, which, when)
-        else:
-            overdue(w, which, when)
+def advance(w: World, device: int, until: float) -> bool:
+    """Let all that happens on a device by `until` happen; False where it stands at an exit before that."""
     d = w.device[device]
-    d.now = max(d.now, until)
+    while d.stands == NONE:
+        if d.wakes > until:
+            return True
+        when, what, which = _next(w, device, until)
+        d.wakes = when
+        if when > until or when == np.inf:
+            return True
+        _do(w, device, when, what, which)
+        d.wakes = -np.inf
+    return False
 
 
 @compiled
-def guard(w: World, s: int, now: float) -> None:
+def _do(w: World, device: int, now: float, what: int, s: int) -> None:
+    if what == LINK:
+        link_event(w, device, now)
+    elif what == REPLY:
+        replied(w, s, now)
+    elif what == STAGE_BEGINS:
+        _stage_begins(w, s, now)
+    elif what == STAGE_ENDS:
+        _stage_ends(w, s, now)
+    elif what == LIMIT:
+        expire(w, s, now)
+    elif what == ANSWER:
+        missed(w, s, now)
+        answer_in_hand(w, s, now)
+    elif what == GUARD:
+        _guard(w, s, now)
+    elif what == FALLBACK_BEGINS:
+        begin_fallback(w, s, now)
+    elif what == FALLBACK_ENDS:
+        _fallback_ends(w, s, now)
+    elif what == RETRY:
+        offer(w, s, now)
+    else:
+        overdue(w, s, now)
+
+
+@compiled
+def queue_stage(w: World, s: int, now: float) -> None:
+    """Queue the next stage on the way to the target: `Engine._advance`."""
+    r = w.slot[s]
+    deeper = r.reached + 1
+    r.stage = w.table.exits[deeper] if deeper < w.table.before[r.target] else r.target
+    r.stage_at = now
+
+
+@compiled
+def _stage_begins(w: World, s: int, now: float) -> None:
+    r = w.slot[s]
+    d = w.device[r.owner]
+    r.stage_at = np.inf
+    r.stage_s = drawn(w, s, r.stage)
+    r.stage_end = d.free = now + r.stage_s
+    d.expected = now + cost(w, s, r.stage, False)
+    d.joules += (r.stage_s - w.rules.stage_s) * w.rules.compute_w
+
+
+@compiled
+def _stage_ends(w: World, s: int, now: float) -> None:
+    """An exit or the local model gave an answer, or a payload is ready: `Engine._stage_done`."""
+    r = w.slot[s]
+    table = w.table
+    stage = r.stage
+    r.stage_end = np.inf
+    seconds = r.stage_s - w.rules.stage_s
+    r.compute_s += seconds
+    if table.on_head[stage]:
+        r.sunk_s += seconds
+    if not table.remote[stage]:
+        keep(w, s, stage)
+        if table.depth[stage] >= 0:
+            r.reached = table.depth[stage]
+            if r.remote_over == 0 and r.fallback == NONE:
+                d = w.device[r.owner]
+                d.stands, d.stands_at = s, now
+        elif stage == r.target:
+            end(w, s, now, stage, table.confidence[stage, r.row], NO_ERROR)
+        return
+    r.encoded = stage
+    r.message = table.nbytes[stage, r.row]
+    if r.remote_over == 1 or r.target != stage:
+        return
+    if table.gated[stage] and r.message == 0.0:
+        end_filtered(w, s, now)
+    else:
+        r.reply_s += r.message * 8.0 / r.goodput_low
+        offer(w, s, now)
+
+
+@compiled
+def _guard(w: World, s: int, now: float) -> None:
     """The last moment to begin a fall-back has come."""
     r = w.slot[s]
     r.guard_at = np.inf
-    if r.in_hand != NONE or r.fallback != NONE:
+    runs_exit = r.stage_end < np.inf and not w.table.remote[r.stage]
+    if r.in_hand != NONE or r.fallback != NONE or runs_exit:
         return
     best = best_fallback(w, s, now)
     if best != NONE:
@@ -100,25 +187,10 @@ def _fallback_ends(w: World, s: int, now: float) -> None:
     r.fallback = NONE
     r.fallback_end = np.inf
     r.compute_s += r.fallback_s - w.rules.stage_s
+    if w.table.depth[option] >= 0:
+        r.sunk_s += r.fallback_s - w.rules.stage_s
+        r.reached = max(r.reached, w.table.depth[option])
     keep(w, s, option)
     awaits = r.remote_over == 0 and r.encoded != NONE and r.encoded == r.target and now < r.answer_by
     if not awaits:
         answer_in_hand(w, s, now)
-
-
-@compiled
-def begin(w: World, s: int, ready: float) -> float:
-    """The second at which the device begins a stage of a request that is ready for it at `ready`, after what
-    is due on the device before; NaN where the request is past its limit by then, has ended, or its fall-back
-    takes the stage's place.
-    """
-    r = w.slot[s]
-    d = w.device[r.owner]
-    while True:
-        start = max(ready, d.free)
-        if start > d.now:
-            advance(w, r.owner, start)
-            if r.ended == 1 or r.fallback != NONE:
-                return np.nan
-        if start >= d.free:
-            return np.nan if start >= r.limit else float(start)

@@ -9,7 +9,7 @@ import numpy as np
 from splitedge.policy import Route
 from splitedge.sim.compiled import compiled
 from splitedge.sim.fleet_circuit import silence
-from splitedge.sim.fleet_estimate import QUANTITIES, RTT, mean_of, observe_stall
+from splitedge.sim.fleet_estimate import QUANTITIES, RTT, estimate, observe_stall
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     DEADLINE,
@@ -101,6 +101,7 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
     d.active -= 1
     unguard(w, s)
     r.fallback_at = r.fallback_end = r.overdue_at = r.retry_at = np.inf
+    r.stage_at = r.stage_end = np.inf
     r.waiting = 0
     if r.state != HERE and r.state != LOST and r.refused == NO_ERROR and d.connected == 1:
         _cancel(w, s, now)
@@ -236,7 +237,11 @@ def run_fallback(w: World, s: int, now: float, option: int) -> None:
     """Have `option` computed as soon as the device is free."""
     r = w.slot[s]
     d = w.device[r.owner]
+    r.stage_at = np.inf  # what was queued gives way, what runs goes on
     r.fallback = option
+    if r.stage_end < np.inf and r.stage == option:
+        r.fallback_end, r.fallback_s, r.stage_end = r.stage_end, r.stage_s, np.inf
+        return
     r.fallback_at = max(now, d.free)
     seconds = cost(w, s, option, True)
     d.pending_s += seconds - r.guarded_s
@@ -290,7 +295,7 @@ def missed(w: World, s: int, now: float) -> None:
     """No reply in time: evidence on the link."""
     r = w.slot[s]
     if r.flying == 1:
-        rtt = mean_of(w.estimators, QUANTITIES * r.owner + RTT, now)
+        rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
         elapsed = now - r.sent_at - rtt - w.table.cloud_s[r.encoded]
         observe_stall(w.estimators, r.owner, now, r.message, elapsed)
         silence(w.device[r.owner], w.rules, now, r.sent_at)
@@ -319,6 +324,7 @@ def fall_back(w: World, s: int, now: float, error: int) -> None:
     if r.fallback != NONE:
         return
     unguard(w, s)
+    r.stage_at = np.inf
     best = best_fallback(w, s, now)
     if best == NONE:
         end(w, s, now, NONE, np.nan, error)

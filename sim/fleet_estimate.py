@@ -1,9 +1,7 @@
 """The link estimator of `splitedge/estimate.py` for many devices: the same formulas on records.
 
 Each device has four quantities (uplink, downlink, round trip, cloud's queue). A window's samples are kept
-sorted by value in arrays, estimates are blended as sums of logarithms. What differs from the scalar twin:
-only the kind `quantiles` exists, and an estimate is made anew for every decision, where the twin keeps one
-for up to 20 ms.
+sorted by value in arrays, estimates are blended as sums of logarithms. Only the kind `quantiles` exists.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ UP, DOWN, RTT, QUEUE = 0, 1, 2, 3
 QUANTITIES = 4
 
 # The constants of `estimate.py`; tests/test_fleet_estimate.py holds the two files together.
-_SPREAD_S, _CLUSTER_S, _LEAST_SHARE, _LEAST_WEIGHT = 0.1, 0.04, 0.05, 0.05
+_FRESH_S, _SPREAD_S, _CLUSTER_S, _LEAST_SHARE, _LEAST_WEIGHT = 0.02, 0.1, 0.04, 0.05, 0.05
 _MTU, _BASE_WINDOW_S = 1500.0, 60.0
 _Z90, _Z95 = 1.2816, 1.6449
 _RATE, _SECONDS = (1e3, 1e12), (1e-6, 1e4)
@@ -37,6 +35,10 @@ QUANTITY = np.dtype(
         ("newest", "f8"),
         ("count", "i8"),
         ("stale", "i8"),  # whether the logs of the evidence are to be taken anew
+        ("at", "f8"),  # second of the estimate kept, -inf for none
+        ("kept", "f8"),  # mean, low, high
+        ("kept_low", "f8"),
+        ("kept_high", "f8"),
         ("log_mean", "f8"),  # the evidence alone
         ("log_low", "f8"),
         ("log_high", "f8"),
@@ -115,7 +117,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
 
 def _begin(column: Any, prior: Prior, limits: tuple[float, float], z: float) -> None:
     spread = 0.5 * (math.log(prior.high) - math.log(prior.low)) / z
-    column["newest"] = column["usual_at"] = column["min_since"] = -np.inf
+    column["at"] = column["newest"] = column["usual_at"] = column["min_since"] = -np.inf
     column["min_last"] = column["min_now"] = np.inf
     column["usual_mean"] = column["log_usual"] = math.log(prior.mean)
     column["usual_variance"] = spread * spread
@@ -177,6 +179,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     q.moving_weight = min(q.moving_weight + weight, 32.0)  # an EWMA's own limit
     q.newest = now
     q.stale = 1
+    q.at = -np.inf
 
 
 @compiled
@@ -206,30 +209,20 @@ def _trust(e: Estimators, q: Any, now: float) -> float:
 
 
 @compiled
-def mean_of(e: Estimators, at: int, now: float) -> float:
-    """The mean of quantity `at` (4 * device + which)."""
-    q = e.quantity[at]
-    if q.weight <= 0.0:
-        return math.exp(q.log_usual)
-    if q.stale == 1:
-        _summarise(q, e.window[at])
-    return math.exp(q.log_usual + _trust(e, q, now) * (q.log_mean - q.log_usual))
-
-
-@compiled
 def estimate(e: Estimators, at: int, now: float) -> tuple[float, float, float]:
     """Mean, low, high of quantity `at` (4 * device + which)."""
     q = e.quantity[at]
-    if q.weight <= 0.0:
-        return math.exp(q.log_usual), math.exp(q.log_usual_low), math.exp(q.log_usual_high)
-    if q.stale == 1:
-        _summarise(q, e.window[at])
-    trust = _trust(e, q, now)
-    return (
-        math.exp(q.log_usual + trust * (q.log_mean - q.log_usual)),
-        math.exp(q.log_usual_low + trust * (q.log_low - q.log_usual_low)),
-        math.exp(q.log_usual_high + trust * (q.log_high - q.log_usual_high)),
-    )
+    if not 0.0 <= now - q.at < _FRESH_S:
+        if q.weight <= 0.0:
+            return math.exp(q.log_usual), math.exp(q.log_usual_low), math.exp(q.log_usual_high)
+        if q.stale == 1:
+            _summarise(q, e.window[at])
+        trust = _trust(e, q, now)
+        q.at = now
+        q.kept = math.exp(q.log_usual + trust * (q.log_mean - q.log_usual))
+        q.kept_low = math.exp(q.log_usual_low + trust * (q.log_low - q.log_usual_low))
+        q.kept_high = math.exp(q.log_usual_high + trust * (q.log_high - q.log_usual_high))
+    return q.kept, q.kept_low, q.kept_high
 
 
 @compiled
@@ -264,7 +257,7 @@ def observe_stall(e: Estimators, device: int, now: float, nbytes: float, elapsed
         return
     at = QUANTITIES * device + UP
     bound = 8.0 * nbytes / elapsed
-    if bound < mean_of(e, at, now):
+    if bound < estimate(e, at, now)[0]:
         _observe(e, e.quantity[at], e.window[at], now, bound, 1.0)
 
 
@@ -282,7 +275,7 @@ def observe_transfer(e: Estimators, device: int, way: int, now: float, nbytes: f
         transmission = seconds
     if transmission < e.noise_s:
         bound = 8.0 * nbytes / e.noise_s
-        if bound > mean_of(e, at, now):
+        if bound > estimate(e, at, now)[0]:
             _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.small_bytes))
         return
     signal = transmission / ping.noise

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from splitedge.sim.compiled import compiled
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_circuit import busy, usable
-from splitedge.sim.fleet_device import advance, begin
-from splitedge.sim.fleet_end import cost, drawn, end, end_filtered, fall_back, guard_from, keep, residual
+from splitedge.sim.fleet_device import advance, queue_stage
+from splitedge.sim.fleet_end import cost, end, fall_back, guard_from, residual
 from splitedge.sim.fleet_estimate import DOWN, QUANTITIES, QUEUE, RTT, UP, estimate
-from splitedge.sim.fleet_send import offer
 from splitedge.sim.fleet_world import (
     FREE,
     NO_ERROR,
@@ -54,13 +53,46 @@ class Asked(NamedTuple):
 
 
 @compiled
+def approach(w: World, device: Ints, until: Floats, seen: Seen, which: Ints) -> int:
+    """Let devices come to the seconds `until`, as far as they can without their policy.
+
+    Those that stand at an exit are put into `which` (places in `device`), with what is seen there in `seen`;
+    gives how many they are.
+    """
+    stand = 0
+    for i in range(len(device)):
+        if not advance(w, device[i], until[i]):
+            d = w.device[device[i]]
+            r = w.slot[d.stands]
+            _see(w, d.stands, d.stands_at, seen, i)
+            seen.confidence[i] = w.table.confidence[w.table.exits[r.reached], r.row]
+            which[stand] = i
+            stand += 1
+    return stand
+
+
+@compiled
+def standing(w: World, device: Ints, which: Ints) -> tuple[Ints, Ints]:
+    """The requests that stand at exits on these devices, and the depths of those."""
+    slot = np.empty(len(which), np.int64)
+    depth = np.empty(len(which), np.int64)
+    for j in range(len(which)):
+        d = w.device[device[which[j]]]
+        slot[j] = d.stands
+        depth[j] = w.slot[d.stands].reached
+        d.stands = NONE
+        d.wakes = -np.inf
+    return slot, depth
+
+
+@compiled
 def arrive(w: World, asked: Asked, seen: Seen) -> None:
-    """Let each device come to its request's arrival, take the request in, and see what there is to see."""
+    """Take a request in on each device, which has come to its second, and see what there is to see."""
     rules = w.rules
     for i in range(len(asked.device)):
         device, t = asked.device[i], asked.t_s[i]
-        advance(w, device, t)
         d = w.device[device]
+        d.wakes = -np.inf
         w.counts[FREE] -= 1
         s = w.free[w.counts[FREE]]
         asked.slot[i] = s
@@ -70,11 +102,11 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
         r.limit = t + (rules.deadline_s if rules.timed else rules.timeout_s)
         r.answer_by = max(t, r.limit - rules.margin_s) if rules.timed else r.limit
         r.guard_at = r.fallback_at = r.fallback_end = r.overdue_at = np.inf
-        r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = np.inf
+        r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = r.stage_at = r.stage_end = np.inf
         r.sent_at = r.guarded_s = r.message = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
         r.tail_j = r.uplink_s = r.queue_s = r.cloud_s = r.downlink_s = 0.0
         r.sure = np.nan
-        r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = NONE
+        r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = r.stage = NONE
         r.attempts = r.state = r.pooled = r.refused = r.ended = r.flying = r.waiting = r.remote_over = 0
         if d.head == NONE:
             d.head = s
@@ -83,28 +115,29 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
         d.tail = s
         d.active += 1
         busy(d, rules, t)
-        at = QUANTITIES * device
-        seen.goodput[0, i], seen.goodput[1, i], seen.goodput[2, i] = estimate(w.estimators, at + UP, t)
-        seen.downlink[0, i], seen.downlink[1, i], seen.downlink[2, i] = estimate(w.estimators, at + DOWN, t)
-        seen.rtt[0, i], seen.rtt[1, i], seen.rtt[2, i] = estimate(w.estimators, at + RTT, t)
-        seen.queue[0, i], seen.queue[1, i], seen.queue[2, i] = estimate(w.estimators, at + QUEUE, t)
         if t >= d.read_at:
             left = (rules.charge * rules.battery_j - d.joules - rules.idle_w * t) / rules.battery_j
             d.charge = min(1.0, max(0.0, left))
             d.read_at = rules.battery_interval_s * (np.floor(t / rules.battery_interval_s) + 1.0)
-        seen.battery[i] = d.charge
-        r.goodput, r.goodput_low = seen.goodput[0, i], seen.goodput[1, i]
-        r.rtt, r.rtt_high, r.battery = seen.rtt[0, i], seen.rtt[2, i], seen.battery[i]
         _see(w, s, t, seen, i)
         seen.confidence[i] = np.nan
 
 
 @compiled
 def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
-    """What changes between the decisions on one request."""
+    """What a policy sees of a request at `now`; a record keeps what its last decision saw."""
     r = w.slot[s]
     d = w.device[r.owner]
-    seen.edge_wait_s[i] = residual(d, now)
+    e = w.estimators
+    at = QUANTITIES * r.owner
+    seen.goodput[0, i], seen.goodput[1, i], seen.goodput[2, i] = estimate(e, at + UP, now)
+    seen.downlink[0, i], seen.downlink[1, i], seen.downlink[2, i] = estimate(e, at + DOWN, now)
+    seen.rtt[0, i], seen.rtt[1, i], seen.rtt[2, i] = estimate(e, at + RTT, now)
+    seen.queue[0, i], seen.queue[1, i], seen.queue[2, i] = estimate(e, at + QUEUE, now)
+    r.goodput, r.goodput_low = seen.goodput[0, i], seen.goodput[1, i]
+    r.rtt, r.rtt_high, r.battery = seen.rtt[0, i], seen.rtt[2, i], d.charge
+    seen.battery[i] = d.charge
+    seen.edge_wait_s[i] = residual(d, now) + _queued_s(w, d)
     seen.link_up[i] = usable(d)
     seen.deadline_s[i] = r.answer_by - now if w.rules.timed else np.inf
     seen.unsent_s[i] = now - d.uplink_at
@@ -113,25 +146,26 @@ def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
 
 
 @compiled
-def reply_95(w: World, option: int, nbytes: float, seen: Seen, i: int) -> float:
-    """Predicted 95th percentile of the seconds between sending and reply."""
-    table = w.table
-    up = nbytes * 8.0 / seen.goodput[1, i]
-    down = table.bytes_down[option] * 8.0 / seen.downlink[1, i]
-    return float(up + seen.rtt[2, i] + seen.queue[2, i] + table.cloud_q95_s[option] + down)
+def _queued_s(w: World, d: Any) -> float:
+    """Expected seconds of the stages that wait for the device."""
+    seconds = 0.0
+    at = d.head
+    while at != NONE:
+        o = w.slot[at]
+        if o.ended == 0:
+            if o.stage_at < np.inf:
+                seconds += cost(w, at, o.stage, False)
+            if o.fallback_at < np.inf:
+                seconds += cost(w, at, o.fallback, False)
+        at = o.next
+    return seconds
 
 
 @compiled
-def pursue(w: World, asked: Asked, seen: Seen, which: Ints, choice: Ints, again: Ints) -> int:
-    """Go on with the requests `which` (places in `asked`) towards the options chosen for them.
-
-    Those that come to an exit are put into `again` (shape (n,)), with what is seen there in `seen`; gives
-    how many they are.
-    """
-    stand = 0
+def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
+    """Make the options chosen the targets of requests; what is seen of them stands at `which` in `seen`."""
     for j in range(len(which)):
-        i = which[j]
-        s = asked.slot[i]
+        i, s = which[j], slot[j]
         r = w.slot[s]
         if r.planned == NONE:
             r.planned = choice[j]
@@ -139,76 +173,32 @@ def pursue(w: World, asked: Asked, seen: Seen, which: Ints, choice: Ints, again:
             if d.active > w.rules.max_in_flight or d.charge <= 0.0:
                 end(w, s, seen.t_s[i], NONE, np.nan, REJECTED)
                 continue
-        if _pursue(w, s, seen.t_s[i], choice[j], seen, i):
-            again[stand] = i
-            stand += 1
-    return stand
+        _pursue(w, s, seen.t_s[i], choice[j], seen, i)
 
 
 @compiled
-def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> bool:
-    """True if the request now stands at an exit and its policy is to be asked again."""
+def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> None:
+    """Go on towards the option wanted: `Engine._pursue`."""
     r = w.slot[s]
-    d = w.device[r.owner]
     table, rules = w.table, w.rules
     r.target = target
     if not table.remote[target]:
         if 0 <= table.depth[target] <= r.reached:
             end(w, s, now, target, table.confidence[target, r.row], NO_ERROR)
-            return False
-        return _advance(w, s, now, seen, i)
+        else:
+            queue_stage(w, s, now)
+        return
     can = r.in_hand != NONE or len(table.fallbacks) > 0
-    if not usable(d) and can:
+    if not usable(w.device[r.owner]) and can:
         fall_back(w, s, now, UNAVAILABLE)
-        return False
+        return
+    down = table.bytes_down[target] * 8.0 / seen.downlink[1, i]
+    r.reply_s = seen.rtt[2, i] + seen.queue[2, i] + table.cloud_q95_s[target] + down
     if not rules.timed and can:
-        left = max(0.0, table.edge_q95_s[target] - r.sunk_s)
-        late = seen.edge_wait_s[i] + left + reply_95(w, target, table.bytes_up_q95[target], seen, i)
+        left = table.edge_q95_s[target] - (r.sunk_s if table.on_head[target] else 0.0)
+        up = table.bytes_up_q95[target] * 8.0 / seen.goodput[1, i]
+        late = seen.edge_wait_s[i] + max(0.0, left) + up + r.reply_s
         r.answer_by = min(r.limit, now + max(rules.patience_s, rules.overdue_factor * late))
     if r.in_hand == NONE and r.guard_at == np.inf:
         guard_from(w, s, now)
-    return _advance(w, s, now, seen, i)
-
-
-@compiled
-def _advance(w: World, s: int, now: float, seen: Seen, i: int) -> bool:
-    """Run the next stage on the way to the target."""
-    r = w.slot[s]
-    d = w.device[r.owner]
-    table = w.table
-    target = r.target
-    deeper = r.reached + 1
-    at_exit = deeper < table.before[target]
-    stage = table.exits[deeper] if at_exit else target
-    at_exit = at_exit or table.depth[target] >= 0
-    start = begin(w, s, now)
-    if np.isnan(start):
-        return False  # its events end it
-    seconds = drawn(w, s, stage)
-    done = start + seconds
-    d.free = done
-    d.expected = start + cost(w, s, stage, False)
-    d.joules += (seconds - w.rules.stage_s) * w.rules.compute_w
-    if done > r.limit or (r.in_hand != NONE and done > r.answer_by):
-        return False
-    r.compute_s += seconds - w.rules.stage_s
-    if at_exit:
-        r.sunk_s += seconds - w.rules.stage_s
-        r.reached = deeper
-        keep(w, s, stage)
-        seen.confidence[i] = table.confidence[stage, r.row]
-        _see(w, s, done, seen, i)
-        seen.edge_wait_s[i] = 0.0
-        return True
-    if not table.remote[stage]:
-        r.fallback = NONE
-        end(w, s, done, stage, table.confidence[stage, r.row], NO_ERROR)
-        return False
-    r.encoded = stage
-    r.message = table.nbytes[stage, r.row]
-    if table.gated[stage] and r.message == 0.0:
-        end_filtered(w, s, done)
-        return False
-    r.reply_s = reply_95(w, stage, r.message, seen, i)
-    offer(w, s, done)
-    return False
+    queue_stage(w, s, now)

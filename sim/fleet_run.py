@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from splitedge.policy import Option
-from splitedge.sim.compiled import compiled
-from splitedge.sim.fleet_device import advance
+from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_learn import Lessons
 from splitedge.sim.fleet_policy import Fleet, room
 from splitedge.sim.fleet_queue import run_cloud
-from splitedge.sim.fleet_route import Asked, Seen, arrive, pursue
+from splitedge.sim.fleet_route import Asked, Seen, approach, arrive, pursue, standing
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
 from splitedge.sim.fleet_world import DONE, NONE, Ints, World
@@ -53,7 +52,8 @@ class Run:
         lookahead = max(world.rules.lookahead_s, 1e-3)
         self.window_s = min(max(lookahead, WINDOW_REQUESTS / (devices * rate_hz)), 0.8 / rate_hz)
         self._seen = room(devices)
-        self._again = np.zeros(devices, np.int64)
+        self._which = np.zeros(devices, np.int64)
+        self._all = np.arange(devices)
         self._begun = 0
 
     def drive(self, drain: Drain, progress: Callable[[float], None] | None) -> None:
@@ -61,9 +61,8 @@ class Run:
         told = 0.0
         steps = self._together() if self._fleet.keeps else self._windows()
         for dues, horizon in steps:
-            self._step(dues, drain)
-            run_cloud(self.world, horizon)
-            self.now = horizon
+            self._step(dues)
+            self._horizon(horizon, drain)
             if progress is not None and self._begun / self._total >= told + 0.01:
                 told = self._begun / self._total
                 progress(told)
@@ -97,32 +96,34 @@ class Run:
         ends = np.cumsum([len(due.t_s) for due in dues])
         return list(zip(dues, np.split(place, ends[:-1]), strict=True))
 
-    def _step(self, dues: list[tuple[Due, Ints]], drain: Drain) -> None:
+    def _step(self, dues: list[tuple[Due, Ints]]) -> None:
         for due, place in dues:
             if self._lessons is not None:
                 self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules.deadline_s)
             self._ask(due, place)
-            self._drain(drain)
 
     def _ask(self, due: Due, place: Ints) -> None:
-        """One request of each of these devices, up to where only time helps."""
+        """One request of each of these devices: all before it, its arrival, the first decision."""
         n = len(due.device)
+        self._come_to(due.device, due.t_s)
         self.world = world = with_room(self.world, n)
         seen = Seen(*(field[..., :n] for field in self._seen))
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
         arrive(world, asked, seen)
-        which = np.arange(n)
-        choice = self._fleet.ask(seen, NONE)
-        again = self._again
-        stand = pursue(world, asked, seen, which, choice, again)
-        while stand:
-            which = again[:stand].copy()
-            depth = world.slot["reached"][asked.slot[which]]
+        pursue(world, asked.slot, seen, np.arange(n), self._fleet.ask(seen, NONE))
+
+    def _come_to(self, device: Ints, until: Floats) -> None:
+        """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
+        world, seen = self.world, self._seen
+        while stand := approach(world, device, until, seen, self._which):
+            which = self._which[:stand].copy()
+            slot, depth = standing(world, device, which)
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at
                 choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group])
-            stand = pursue(world, asked, seen, which, choice, again)
+            pursue(world, slot, seen, which, choice)
+            device, until = device[which], until[which]
 
     def _drain(self, drain: Drain) -> None:
         if self._lessons is not None:
@@ -132,19 +133,12 @@ class Run:
     def _settle(self, drain: Drain) -> None:
         """Let what is in flight after the last arrival end."""
         step = max(self.window_s, self.world.rules.lookahead_s)
-        while settle(self.world, self.now):
-            self._drain(drain)
-            self.now += step
-            run_cloud(self.world, self.now)
+        while self.world.device["active"].any():
+            self._horizon(self.now + step, drain)
+
+    def _horizon(self, second: float, drain: Drain) -> None:
+        """Let all devices come to a second, and the cloud serve what comes to it before."""
+        self._come_to(self._all, np.full(len(self._all), second))
+        run_cloud(self.world, second)
+        self.now = second
         self._drain(drain)
-
-
-@compiled
-def settle(w: World, horizon: float) -> bool:
-    """Let every device with requests in flight come to `horizon`; whether any are left."""
-    left = False
-    for device in range(len(w.device)):
-        if w.device[device].active > 0:
-            advance(w, device, horizon)
-            left = left or w.device[device].active > 0
-    return left

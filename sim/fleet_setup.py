@@ -181,6 +181,8 @@ def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way,
     starts = [start_s(scenario, i, period_s) for i in range(count)]
     device["start_s"] = starts
     device["head"] = device["tail"] = NONE
+    device["stands"] = NONE
+    device["wakes"] = -np.inf
     device["connected"] = 1
     device["backoff"] = rules.probe_base_s
     for name in ("probe_at", "pong_due", "pong_at"):

@@ -38,7 +38,9 @@ HORIZON, MEAN_S = range(2)
 DEVICE = np.dtype(
     [
         ("start_s", "f8"),  # where in the trace it began
-        ("now", "f8"),  # events up to here are over
+        ("wakes", "f8"),  # nothing happens on it before this second
+        ("stands", "i8"),  # request that stands at an exit, its policy to be asked
+        ("stands_at", "f8"),
         ("free", "f8"),  # second at which its compute is free
         ("expected", "f8"),  # the same as far as the engine can know: by mean costs
         ("head", "i8"),  # its requests in flight: a list through SLOT.next
@@ -83,6 +85,10 @@ SLOT = np.dtype(
         ("answer_by", "f8"),
         ("guard_at", "f8"),
         ("guarded_s", "f8"),
+        ("stage", "i8"),  # option whose last stage waits for the device or runs there
+        ("stage_at", "f8"),  # when it was queued; inf once it has begun
+        ("stage_end", "f8"),
+        ("stage_s", "f8"),
         ("fallback", "i8"),  # option that runs, or is to run, so that there is an answer
         ("fallback_at", "f8"),
         ("fallback_end", "f8"),
