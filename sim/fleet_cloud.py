@@ -93,16 +93,16 @@ def seconds(w: World, s: int) -> float:
 
 
 @compiled
-def resolve(w: World, s: int, until: float) -> float:
-    """Serve one message out of turn where its device must know of the reply before the horizon is there.
+def resolve(w: World, s: int, until: float, force: bool) -> float:
+    """The first second at which there may be a reply to a message not yet served; inf where it is known.
 
-    It takes the executor that is free first, unless so much waits that no reply could come by `until`.
-    Gives the first second at which there may be a reply, inf where it is known.
+    With `force` it is served out of turn where that is by `until`: as it would be if nothing came to the
+    cloud beside what is known, and without taking an executor from others.
     """
     r = w.slot[s]
     ahead = w.rules.lookahead_s
     if r.state == IN_AIR:
-        if r.sent_at + ahead > until:
+        if not force or r.sent_at + ahead > until:
             return float(r.sent_at + ahead)
         fly(w, s)
     if r.state != IN_CLOUD:
@@ -110,9 +110,8 @@ def resolve(w: World, s: int, until: float) -> float:
     first = np.argmin(w.busy)
     begun = max(r.cloud_at, w.busy[first])
     queue = w.counts[WAITING] * w.clock[MEAN_S] * w.rules.per_row / len(w.busy)
-    soonest = max(begun, w.clock[HORIZON]) + queue + ahead
-    if soonest > until:
+    soonest = max(begun, w.clock[HORIZON]) + ahead + (queue if force else 0.0)
+    if not force or soonest > until:
         return float(soonest)
-    w.busy[first] = begun + seconds(w, s)
-    serve(w, s, begun, w.busy[first])
+    serve(w, s, begun + queue, begun + queue + seconds(w, s))
     return np.inf

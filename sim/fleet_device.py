@@ -20,14 +20,17 @@ from splitedge.sim.fleet_end import (
     run_fallback,
 )
 from splitedge.sim.fleet_send import link_event, link_wakes, offer, overdue, replied
-from splitedge.sim.fleet_world import IN_AIR, IN_CLOUD, NO_ERROR, NONE, World
+from splitedge.sim.fleet_world import BLOCKED, IN_AIR, IN_CLOUD, NO_ERROR, NONE, World
 
 REPLY, FALLBACK_ENDS, STAGE_ENDS, ANSWER, LIMIT, GUARD, OVERDUE, RETRY, LINK = range(9)
-FALLBACK_BEGINS, STAGE_BEGINS = 9, 10
+FALLBACK_BEGINS, STAGE_BEGINS, UNKNOWN = 9, 10, 11
+
+#: How far a device came: to the second wanted, to an exit, to where it must know what the cloud says.
+THERE, STANDS, WAITS = range(3)
 
 
 @compiled
-def _next(w: World, device: int, until: float) -> tuple[float, int, int]:
+def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int, int]:
     """The next event of a device by `until`: its second, what it is, and which slot it is of; the first
     second at which there may be one where there is none.
     """
@@ -39,9 +42,9 @@ def _next(w: World, device: int, until: float) -> tuple[float, int, int]:
     while s != NONE:
         r = w.slot[s]
         if r.state == IN_CLOUD or r.state == IN_AIR:
-            soonest = resolve(w, s, until)
+            soonest = resolve(w, s, until, force)
             if soonest < when:
-                when, what, which = soonest, REPLY, s
+                when, what, which = soonest, UNKNOWN, s
         if r.reply_at < when:
             when, what, which = r.reply_at, REPLY, s
         if r.ended == 0:
@@ -73,19 +76,26 @@ def _next(w: World, device: int, until: float) -> tuple[float, int, int]:
 
 
 @compiled
-def advance(w: World, device: int, until: float) -> bool:
-    """Let all that happens on a device by `until` happen; False where it stands at an exit before that."""
+def advance(w: World, device: int, until: float, force: bool) -> int:
+    """Let all that happens on a device by `until` happen, as far as it can; gives how far it came.
+
+    With `force`, what the cloud will say to a message is settled out of turn where it must be known.
+    """
     d = w.device[device]
     while d.stands == NONE:
         if d.wakes > until:
-            return True
-        when, what, which = _next(w, device, until)
+            return THERE
+        when, what, which = _next(w, device, until, force)
         d.wakes = when
         if when > until or when == np.inf:
-            return True
+            return THERE
+        if what == UNKNOWN:
+            w.clock[BLOCKED] = min(w.clock[BLOCKED], when)
+            d.wakes = -np.inf
+            return WAITS
         _do(w, device, when, what, which)
         d.wakes = -np.inf
-    return False
+    return STANDS
 
 
 @compiled

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from splitedge.sim.compiled import compiled
-from splitedge.sim.fleet_cloud import fly, refuse, seconds, serve
+from splitedge.sim.fleet_cloud import fly, pair_of, refuse, seconds, serve, start_of
 from splitedge.sim.fleet_device import advance
+from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     AIR,
     BUSY,
@@ -39,11 +40,17 @@ def _due(w: World, pool: Ints, counter: int, horizon: float, state: int) -> Ints
     found = left = 0
     for i in range(size):
         s = pool[i]
-        r = w.slot[s]
-        if r.state != state:  # served out of turn, lost, or freed
+        r = w.slot[max(s, 0)]
+        if s >= 0 and r.state != state:  # served out of turn, lost, or freed
             _unpool(w, s)
+            if r.state == IN_CLOUD:  # carried out of turn: its place is in the other pool
+                r.pooled = 1
+                w.cloud[w.counts[CLOUD]] = s
+                w.counts[CLOUD] += 1
             continue
         at = r.sent_at if state == IN_AIR else r.cloud_at
+        if s < 0:
+            at = w.device[-1 - s].ping_there
         if at < horizon:
             times[found], due[found] = at, s
             found += 1
@@ -109,7 +116,7 @@ def _hear(w: World, s: int, now: float) -> None:
     """Let a device that has given up on the cloud by `now` say so."""
     r = w.slot[s]
     if r.ended == 0 and min(r.answer_by, r.limit) < now:
-        advance(w, r.owner, now)
+        advance(w, r.owner, now, False)
 
 
 @compiled
@@ -154,6 +161,18 @@ def _start(w: World, now: float) -> None:
 
 
 @compiled
+def _pong(w: World, device: int) -> None:
+    """Answer a ping, unless it was lost with its connection."""
+    d = w.device[device]
+    if d.pong_at == np.inf:
+        return
+    link = w.links[pair_of(w, device) + 1]
+    d.pong_at = carry(link, w.down, start_of(w, device), d.ping_there, w.rules.pong_bytes)
+    d.pong_at += w.rules.receive_s
+    d.wakes = min(d.wakes, d.pong_at)
+
+
+@compiled
 def run_cloud(w: World, horizon: float) -> None:
     """Serve what is to be begun before `horizon`."""
     if w.rules.shared_cell:
@@ -164,10 +183,16 @@ def run_cloud(w: World, horizon: float) -> None:
     i = 0
     while True:
         starts = _starts_at(w)
-        if starts < horizon and (i == len(due) or starts <= w.slot[due[i]].cloud_at):
+        comes = np.inf
+        if i < len(due):
+            comes = w.slot[due[i]].cloud_at if due[i] >= 0 else w.device[-1 - due[i]].ping_there
+        if starts < horizon and starts <= comes:
             _start(w, starts)
         elif i < len(due):
-            _admit(w, due[i])
+            if due[i] >= 0:
+                _admit(w, due[i])
+            else:
+                _pong(w, -1 - due[i])
             i += 1
         else:
             break

@@ -9,7 +9,7 @@ import numpy as np
 from splitedge.sim.compiled import compiled
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_circuit import busy, usable
-from splitedge.sim.fleet_device import advance, queue_stage
+from splitedge.sim.fleet_device import STANDS, advance, queue_stage
 from splitedge.sim.fleet_end import cost, end, fall_back, guard_from, residual
 from splitedge.sim.fleet_estimate import DOWN, QUANTITIES, QUEUE, RTT, UP, estimate
 from splitedge.sim.fleet_world import (
@@ -53,15 +53,15 @@ class Asked(NamedTuple):
 
 
 @compiled
-def approach(w: World, device: Ints, until: Floats, seen: Seen, which: Ints) -> int:
-    """Let devices come to the seconds `until`, as far as they can without their policy.
+def approach(w: World, device: Ints, until: Floats, force: bool, seen: Seen, which: Ints) -> int:
+    """Let devices come to the seconds `until`, as far as they can without their policy (see `advance`).
 
     Those that stand at an exit are put into `which` (places in `device`), with what is seen there in `seen`;
     gives how many they are.
     """
     stand = 0
     for i in range(len(device)):
-        if not advance(w, device[i], until[i]):
+        if advance(w, device[i], until[i], force) == STANDS:
             d = w.device[device[i]]
             r = w.slot[d.stands]
             _see(w, d.stands, d.stands_at, seen, i)

@@ -14,13 +14,21 @@ from splitedge.sim.fleet_queue import run_cloud
 from splitedge.sim.fleet_route import Asked, Seen, approach, arrive, pursue, standing
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
-from splitedge.sim.fleet_world import DONE, NONE, Ints, World
+from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, Rules, World
 
 #: Requests of a window where there is a choice: enough to outweigh what a NumPy call costs by itself, few
 #: enough for the arrays to stay in the processor's cache.
 WINDOW_REQUESTS = 4096
 
 Drain = Callable[[World], None]
+
+
+def window(rules: Rules, devices: int, rate_hz: float) -> float:
+    """Seconds of a window: the quickest way back from the cloud, or more where too few requests came in that
+    time and those of one device are so far apart that a reply is there long before the next.
+    """
+    latency_s = rules.deadline_s if rules.timed else rules.patience_s
+    return max(rules.lookahead_s, min(WINDOW_REQUESTS / (devices * rate_hz), 1.0 / rate_hz - 2.0 * latency_s))
 
 
 class Run:
@@ -49,8 +57,7 @@ class Run:
         devices = len(world.device)
         self._total = devices * requests.each
         self._lessons = Lessons(devices) if fleet.learns else None
-        lookahead = max(world.rules.lookahead_s, 1e-3)
-        self.window_s = min(max(lookahead, WINDOW_REQUESTS / (devices * rate_hz)), 0.8 / rate_hz)
+        self.window_s = window(world.rules, devices, rate_hz)
         self._seen = room(devices)
         self._which = np.zeros(devices, np.int64)
         self._all = np.arange(devices)
@@ -105,17 +112,17 @@ class Run:
     def _ask(self, due: Due, place: Ints) -> None:
         """One request of each of these devices: all before it, its arrival, the first decision."""
         n = len(due.device)
-        self._come_to(due.device, due.t_s)
+        self._come_to(due.device, due.t_s, True)
         self.world = world = with_room(self.world, n)
         seen = Seen(*(field[..., :n] for field in self._seen))
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
         arrive(world, asked, seen)
         pursue(world, asked.slot, seen, np.arange(n), self._fleet.ask(seen, NONE))
 
-    def _come_to(self, device: Ints, until: Floats) -> None:
+    def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
         """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
         world, seen = self.world, self._seen
-        while stand := approach(world, device, until, seen, self._which):
+        while stand := approach(world, device, until, force, seen, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
             choice = np.empty(stand, np.int64)
@@ -138,7 +145,12 @@ class Run:
 
     def _horizon(self, second: float, drain: Drain) -> None:
         """Let all devices come to a second, and the cloud serve what comes to it before."""
-        self._come_to(self._all, np.full(len(self._all), second))
-        run_cloud(self.world, second)
+        clock, until = self.world.clock, np.full(len(self._all), second)
+        horizon = 0.0
+        while horizon < second:
+            clock[BLOCKED] = np.inf
+            self._come_to(self._all, until, False)
+            horizon = min(second, float(clock[BLOCKED]))
+            run_cloud(self.world, horizon)
         self.now = second
         self._drain(drain)

@@ -16,6 +16,7 @@ from splitedge.sim.fleet_world import (
     AIR,
     BUSY,
     CLOSED,
+    CLOUD,
     HALF_OPEN,
     HERE,
     IN_AIR,
@@ -30,6 +31,7 @@ from splitedge.sim.fleet_world import (
 )
 
 _DRIFT = 100e-6  # of `ClockOffset`
+_LONG = 1e300  # seconds: known to come, not known when
 
 
 @compiled
@@ -158,8 +160,9 @@ def ping(w: World, device: int, now: float) -> None:
     d.ping_sent, d.ping_there = now, there
     transfer(w, d, now, w.rules.ping_bytes, w.rules.j_per_bit_up)
     if there < np.inf:
-        d.pong_at = carry(w.links[at + 1], w.down, start, there, w.rules.pong_bytes)
-        d.pong_at += w.rules.receive_s
+        d.pong_at = _LONG  # until the cloud's turn comes
+        w.cloud[w.counts[CLOUD]] = -1 - device
+        w.counts[CLOUD] += 1
 
 
 @compiled

@@ -26,6 +26,8 @@ from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import start_s
 
+_LEAST_S = 1e-3  # of the way back from the cloud, where a channel has no delay
+
 
 def table_of(options: tuple[Option, ...], evaluation: Evaluation) -> Table:
     """The options of a scenario (times as they are there) with the answers of an evaluation.
@@ -113,7 +115,8 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Way) -> Ru
         )
     deadline_ms = scenario.work.deadline_ms
     rtt_s = float(up.rtt.values.min())
-    quickest = 0.5 * float(np.min(table.cloud_median_s[table.remote], initial=np.inf))
+    remote = table.cloud_median_s[table.remote]
+    quickest = 0.5 * float(remote.min()) if remote.size else 0.0
     return Rules(
         timed=deadline_ms is not None,
         deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
@@ -148,7 +151,7 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Way) -> Ru
         battery_interval_s=part.battery_interval_s,
         charge=part.charge,
         shared_cell=part.shared_cell,
-        lookahead_s=0.5 * rtt_s + (quickest if quickest < math.inf else 0.0) + 2.0 * shell.cloud_ms / 1e3,
+        lookahead_s=max(_LEAST_S, 0.5 * rtt_s + quickest + 2.0 * shell.cloud_ms / 1e3),
         executors=scenario.cloud.executors,
         max_rows=scenario.cloud.max_rows,
         max_wait_s=scenario.cloud.max_wait_ms / 1e3,
@@ -202,11 +205,11 @@ def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way,
         ended=np.zeros(slots, ENDED).view(np.recarray),
         free=np.arange(slots)[::-1].copy(),
         air=np.zeros(slots, np.int64),
-        cloud=np.zeros(slots, np.int64),
+        cloud=np.zeros(slots + count, np.int64),
         busy=np.zeros(rules.executors),
         waiting=np.zeros(slots, np.int64),
         counts=np.zeros(5, np.int64),
-        clock=np.array([0.0, cloud_s]),
+        clock=np.array([0.0, cloud_s, np.inf]),
         links=links.view(np.recarray),
         estimators=estimators(count, scenario.link),
         up=up,
@@ -226,8 +229,8 @@ def with_room(world: World, requests: int) -> World:
     more = max(slots, requests)
 
     def longer(array: Any) -> Any:
-        grown = np.zeros(slots + more, array.dtype)
-        grown[:slots] = array
+        grown = np.zeros(len(array) + more, array.dtype)
+        grown[: len(array)] = array
         return grown
 
     free = longer(world.free)

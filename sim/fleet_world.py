@@ -32,8 +32,8 @@ NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
 FREE, DONE, AIR, CLOUD, WAITING = range(5)
 
 #: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
-#: in the cloud, a moving average.
-HORIZON, MEAN_S = range(2)
+#: in the cloud, a moving average; the first second at which a device may hear what is not known yet.
+HORIZON, MEAN_S, BLOCKED = range(3)
 
 DEVICE = np.dtype(
     [
