@@ -8,10 +8,12 @@ from splitedge.sim.compiled import compiled
 from splitedge.sim.fleet_end import release
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
+    BACK,
     CLOUD,
     HORIZON,
     IN_AIR,
     IN_CLOUD,
+    LEAVING,
     LOST,
     MEAN_S,
     RETURNING,
@@ -51,13 +53,25 @@ def fly(w: World, s: int) -> None:
 
 
 @compiled
-def come_back(w: World, s: int, at: float, nbytes: float) -> None:
-    """Bring a reply or a refusal down, from `at` on."""
+def leave(w: World, s: int, at: float, nbytes: float) -> None:
+    """A reply or a refusal is ready: it goes down when all that leaves before it has."""
     r = w.slot[s]
-    sent = at + w.rules.hand_s
+    r.ends_at = at + w.rules.hand_s
+    r.back_bytes = nbytes
+    r.state = LEAVING
+    if r.pooled == 0:
+        r.pooled = 1
+        w.back[w.counts[BACK]] = s
+        w.counts[BACK] += 1
+
+
+@compiled
+def come_back(w: World, s: int) -> None:
+    """Bring down what leaves."""
+    r = w.slot[s]
     link = w.links[pair_of(w, r.owner) + 1]
-    arrives = carry(link, w.down, start_of(w, r.owner), sent, nbytes)
-    r.downlink_s = arrives - sent
+    arrives = carry(link, w.down, start_of(w, r.owner), r.ends_at, r.back_bytes)
+    r.downlink_s = arrives - r.ends_at
     r.reply_at = arrives + w.rules.receive_s
     r.state = RETURNING if arrives < np.inf else LOST
     d = w.device[r.owner]
@@ -66,21 +80,22 @@ def come_back(w: World, s: int, at: float, nbytes: float) -> None:
 
 @compiled
 def refuse(w: World, s: int, now: float, why: int) -> None:
+    """Send a refusal in place of a reply; `why` is an error's code."""
     w.slot[s].refused = why
-    come_back(w, s, now, w.rules.refusal_bytes)
+    leave(w, s, now, w.rules.refusal_bytes)
 
 
 @compiled
 def serve(w: World, s: int, begun: float, ends: float) -> None:
     """The cloud worked on it from `begun` to `ends`; it says nothing if it was told meanwhile not to."""
     r = w.slot[s]
-    r.queue_s, r.cloud_s, r.ends_at = begun - r.cloud_at, ends - begun, ends
+    r.queue_s, r.cloud_s = begun - r.cloud_at, ends - begun
     if r.cancel_at < ends:
         r.state = LOST
         if r.ended == 1:
             release(w, s)
     else:
-        come_back(w, s, ends, w.table.bytes_down[r.encoded])
+        leave(w, s, ends, w.table.bytes_down[r.encoded])
 
 
 @compiled
@@ -94,24 +109,28 @@ def seconds(w: World, s: int) -> float:
 
 @compiled
 def resolve(w: World, s: int, until: float, force: bool) -> float:
-    """The first second at which there may be a reply to a message not yet served; inf where it is known.
+    """The first second at which there may be a reply to a message, where that is not known; inf where it is.
 
-    With `force` it is served out of turn where that is by `until`: as it would be if nothing came to the
+    With `force` it is settled out of turn where that is by `until`: as it would be if nothing came to the
     cloud beside what is known, and without taking an executor from others.
     """
     r = w.slot[s]
-    ahead = w.rules.lookahead_s
+    rules, horizon = w.rules, w.clock[HORIZON]
     if r.state == IN_AIR:
-        if not force or r.sent_at + ahead > until:
-            return float(r.sent_at + ahead)
+        soonest = max(r.sent_at, horizon) + rules.lookahead_s
+        if not force or soonest > until:
+            return float(soonest)
         fly(w, s)
-    if r.state != IN_CLOUD:
-        return np.inf
-    first = np.argmin(w.busy)
-    begun = max(r.cloud_at, w.busy[first])
-    queue = w.counts[WAITING] * w.clock[MEAN_S] * w.rules.per_row / len(w.busy)
-    soonest = max(begun, w.clock[HORIZON]) + ahead + (queue if force else 0.0)
-    if not force or soonest > until:
-        return float(soonest)
-    serve(w, s, begun + queue, begun + queue + seconds(w, s))
+    if r.state == IN_CLOUD:
+        begun = max(r.cloud_at, w.busy.min())
+        soonest = max(begun, horizon) + rules.lookahead_s
+        queue = w.counts[WAITING] * w.clock[MEAN_S] * rules.per_row / len(w.busy)
+        if not force or soonest + queue > until:
+            return float(soonest + (queue if force else 0.0))
+        serve(w, s, begun + queue, begun + queue + seconds(w, s))
+    if r.state == LEAVING:
+        soonest = max(r.ends_at, horizon) + rules.back_s
+        if not force or soonest > until:
+            return float(soonest)
+        come_back(w, s)
     return np.inf

@@ -20,7 +20,7 @@ from splitedge.sim.fleet_end import (
     run_fallback,
 )
 from splitedge.sim.fleet_send import link_event, link_wakes, offer, overdue, replied
-from splitedge.sim.fleet_world import BLOCKED, IN_AIR, IN_CLOUD, NO_ERROR, NONE, World
+from splitedge.sim.fleet_world import BLOCKED, IN_AIR, IN_CLOUD, LEAVING, NO_ERROR, NONE, World
 
 REPLY, FALLBACK_ENDS, STAGE_ENDS, ANSWER, LIMIT, GUARD, OVERDUE, RETRY, LINK = range(9)
 FALLBACK_BEGINS, STAGE_BEGINS, UNKNOWN = 9, 10, 11
@@ -37,11 +37,11 @@ def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int,
     d = w.device[device]
     when, what, which = link_wakes(w, d), LINK, NONE
     begins, first = np.inf, NONE  # urgent stages go before the others, those before arrivals later
-    queued, second = np.inf, NONE
+    queued = np.inf
     s = d.head
     while s != NONE:
         r = w.slot[s]
-        if r.state == IN_CLOUD or r.state == IN_AIR:
+        if r.state == IN_CLOUD or r.state == IN_AIR or r.state == LEAVING:
             soonest = resolve(w, s, until, force)
             if soonest < when:
                 when, what, which = soonest, UNKNOWN, s
@@ -64,14 +64,16 @@ def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int,
                 when, what, which = r.retry_at, RETRY, s
             if r.fallback_at < begins:
                 begins, first = r.fallback_at, s
-            if r.stage_at < queued:
-                queued, second = r.stage_at, s
+            queued = min(queued, r.stage_at)
         s = r.next
     begins, queued = max(begins, d.free), max(queued, d.free)
     if begins < when and first != NONE:
         when, what, which = begins, FALLBACK_BEGINS, first
-    if queued < when and second != NONE:
-        when, what, which = queued, STAGE_BEGINS, second
+    if queued < when:
+        s = d.head
+        while w.slot[s].ended == 1 or w.slot[s].stage_at > queued:
+            s = w.slot[s].next
+        when, what, which = queued, STAGE_BEGINS, s
     return when, what, which
 
 

@@ -17,6 +17,7 @@ from splitedge.sim.fleet_world import (
     FREE,
     GONE,
     HERE,
+    LEAVING,
     LOST,
     NO_ERROR,
     NONE,
@@ -117,7 +118,7 @@ def _cancel(w: World, s: int, now: float) -> None:
     link = w.links[0 if w.rules.shared_cell else 2 * r.owner]
     start = w.device[0 if w.rules.shared_cell else r.owner].start_s
     r.cancel_at = carry(link, w.up, start, now + w.rules.send_s, w.rules.cancel_bytes)
-    if r.state == RETURNING and r.cancel_at < r.ends_at:
+    if (r.state == RETURNING or r.state == LEAVING) and r.cancel_at < r.ends_at:
         r.state = LOST
         r.reply_at = np.inf
 

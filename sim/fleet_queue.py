@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from splitedge.sim.compiled import compiled
-from splitedge.sim.fleet_cloud import fly, pair_of, refuse, seconds, serve, start_of
+from splitedge.sim.fleet_cloud import come_back, fly, pair_of, refuse, seconds, serve, start_of
 from splitedge.sim.fleet_device import advance
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     AIR,
+    BACK,
     BUSY,
     CLOUD,
     DEADLINE,
@@ -23,6 +24,7 @@ from splitedge.sim.fleet_world import (
     HORIZON,
     IN_AIR,
     IN_CLOUD,
+    LEAVING,
     MEAN_S,
     NONE,
     WAITING,
@@ -43,14 +45,21 @@ def _due(w: World, pool: Ints, counter: int, horizon: float, state: int) -> Ints
         r = w.slot[max(s, 0)]
         if s >= 0 and r.state != state:  # served out of turn, lost, or freed
             _unpool(w, s)
-            if r.state == IN_CLOUD:  # carried out of turn: its place is in the other pool
+            if r.state == IN_CLOUD:  # settled out of turn: its place is in another pool
                 r.pooled = 1
                 w.cloud[w.counts[CLOUD]] = s
                 w.counts[CLOUD] += 1
+            elif r.state == LEAVING:
+                r.pooled = 1
+                w.back[w.counts[BACK]] = s
+                w.counts[BACK] += 1
             continue
-        at = r.sent_at if state == IN_AIR else r.cloud_at
         if s < 0:
             at = w.device[-1 - s].ping_there
+        elif state == LEAVING:
+            at = r.ends_at
+        else:
+            at = r.sent_at if state == IN_AIR else r.cloud_at
         if at < horizon:
             times[found], due[found] = at, s
             found += 1
@@ -183,17 +192,17 @@ def run_cloud(w: World, horizon: float) -> None:
     i = 0
     while True:
         starts = _starts_at(w)
-        comes = np.inf
-        if i < len(due):
-            comes = w.slot[due[i]].cloud_at if due[i] >= 0 else w.device[-1 - due[i]].ping_there
-        if starts < horizon and starts <= comes:
+        if starts < horizon and (i == len(due) or starts <= w.slot[due[i]].cloud_at):
             _start(w, starts)
         elif i < len(due):
-            if due[i] >= 0:
-                _admit(w, due[i])
-            else:
-                _pong(w, -1 - due[i])
+            _admit(w, due[i])
             i += 1
         else:
             break
+    for s in _due(w, w.back, BACK, horizon, LEAVING):
+        if s < 0:
+            _pong(w, -1 - s)
+        else:
+            w.slot[s].pooled = 0
+            come_back(w, s)
     w.clock[HORIZON] = horizon

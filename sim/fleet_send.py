@@ -14,13 +14,14 @@ from splitedge.sim.fleet_estimate import DOWN, UP, observe_queue, observe_rtt, o
 from splitedge.sim.fleet_link import carry, drop_queue
 from splitedge.sim.fleet_world import (
     AIR,
+    BACK,
     BUSY,
     CLOSED,
-    CLOUD,
     HALF_OPEN,
     HERE,
     IN_AIR,
     IN_CLOUD,
+    LEAVING,
     LOST,
     MEAN_S,
     NO_ERROR,
@@ -161,8 +162,8 @@ def ping(w: World, device: int, now: float) -> None:
     transfer(w, d, now, w.rules.ping_bytes, w.rules.j_per_bit_up)
     if there < np.inf:
         d.pong_at = _LONG  # until the cloud's turn comes
-        w.cloud[w.counts[CLOUD]] = -1 - device
-        w.counts[CLOUD] += 1
+        w.back[w.counts[BACK]] = -1 - device
+        w.counts[BACK] += 1
 
 
 @compiled
@@ -222,7 +223,7 @@ def lose(w: World, device: int, now: float) -> None:
     while at != NONE:
         r = w.slot[at]
         after = r.next
-        if r.state == IN_AIR or r.state == IN_CLOUD or r.state == RETURNING:
+        if r.state == IN_AIR or r.state == IN_CLOUD or r.state == LEAVING or r.state == RETURNING:
             r.state = LOST
             r.reply_at = np.inf
             if r.ended == 1:

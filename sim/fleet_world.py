@@ -19,7 +19,7 @@ NONE = -1
 NOTHING = -2
 
 #: Where the message of a request is.
-HERE, IN_AIR, IN_CLOUD, RETURNING, LOST, GONE = range(6)
+HERE, IN_AIR, IN_CLOUD, LEAVING, RETURNING, LOST, GONE = range(7)
 
 #: Circuit to the cloud.
 CLOSED, OPEN, HALF_OPEN = 0, 1, 2
@@ -29,7 +29,7 @@ ERRORS = ("", "DeadlineExceeded", "CloudUnavailable", "CloudBusy", "Rejected")
 NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
 
 #: Counters of `World.counts`.
-FREE, DONE, AIR, CLOUD, WAITING = range(5)
+FREE, DONE, AIR, CLOUD, WAITING, BACK = range(6)
 
 #: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
 #: in the cloud, a moving average; the first second at which a device may hear what is not known yet.
@@ -97,6 +97,7 @@ SLOT = np.dtype(
         ("retry_at", "f8"),
         ("cancel_at", "f8"),  # when the cloud hears that nobody waits any more
         ("ends_at", "f8"),  # when the cloud is done with it
+        ("back_bytes", "f8"),
         ("reply_s", "f8"),  # predicted seconds from sending to reply
         ("sent_at", "f8"),
         ("cloud_at", "f8"),
@@ -233,6 +234,7 @@ class Rules(NamedTuple):
     battery_interval_s: float
     charge: float
     shared_cell: bool
+    back_s: float  # nor than this after the reply has left it
     lookahead_s: float  # the reply can not come sooner than this after the message is in the cloud
     executors: int
     max_rows: int
@@ -255,6 +257,7 @@ class World(NamedTuple):
     free: Ints  # slots that are free, a stack of counts[FREE]
     air: Ints  # slots whose message waits for the shared cell
     cloud: Ints  # slots whose message comes to the cloud
+    back: Ints  # slots whose reply leaves the cloud; -1 - device for an answer to a ping
     busy: Floats  # second at which each executor is free
     waiting: Ints  # slots in the cloud's queue, by arrival
     counts: Ints
