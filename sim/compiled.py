@@ -1,12 +1,15 @@
 """Loops over arrays as machine code where numba is installed (the extra `sim`), as plain Python where not.
 
-The very same lines run both ways, so both give the same answer; without numba a loop is about a hundred
+The very same lines run both ways, so both give the same answer; without numba a loop is about a thousand
 times slower.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -17,17 +20,38 @@ except ImportError:
     numba = None
 
 #: Whether `compiled` compiles.
-COMPILES: bool = numba is not None
+COMPILES: bool = numba is not None and not numba.config.DISABLE_JIT
+
+
+def _folder() -> Path:
+    """Where machine code is kept: named after the text of all loops, since numba itself would only see that
+    a function changed, not that one it calls did.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(here.glob("fleet*.py")):
+        digest.update(path.read_bytes())
+    base = here / "__pycache__"
+    if not os.access(base if base.exists() else here, os.W_OK):
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "splitedge"
+    return base / f"loops-{digest.hexdigest()[:16]}"
 
 
 def compiled(function: F) -> F:
     """Compile a function of numbers, arrays, record arrays and named tuples of them at its first call; the
-    result is kept on disk beside the file, where that is writable.
+    result is kept on disk for the next process, where there is a folder that can be written.
     """
     if numba is None:
         return function
+    kept = numba.config.CACHE_DIR
     try:
+        numba.config.CACHE_DIR = kept or str(_FOLDER)
         made: F = numba.njit(cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to keep it in: compile in each process
+    except (RuntimeError, OSError):  # nowhere to keep it: compile in each process
         made = numba.njit(error_model="numpy")(function)
+    finally:
+        numba.config.CACHE_DIR = kept
     return made
+
+
+_FOLDER = _folder() if numba is not None else Path()

@@ -25,7 +25,7 @@ from splitedge.sim.fleet_columns import ROW, Columns, Totals, count_up, score_of
 from splitedge.sim.fleet_estimate import QUANTITIES, QUANTITY
 from splitedge.sim.fleet_policy import Fleet
 from splitedge.sim.fleet_run import Run
-from splitedge.sim.fleet_setup import rules_of, table_of, ways_of, world_of
+from splitedge.sim.fleet_setup import rules_of, table_of, world_of
 from splitedge.sim.fleet_work import Requests
 from splitedge.sim.fleet_world import DEVICE, ENDED, SLOT, World
 from splitedge.sim.policies import policy_for
@@ -152,8 +152,7 @@ def _prepare(
     if not isinstance(scenario.work.arrivals, str):
         recorded = read_arrivals(scenario.work.arrivals)
     table = table_of(options, evaluation)
-    ways = ways_of(scenario, up, down)
-    rules = rules_of(scenario, power, table, ways[0])
+    rules = rules_of(scenario, power, table, up)
     fleet = Fleet(ready, options, power)
     if fleet.keeps and scenario.work.arrivals == "poisson" and scenario.device.count > 1:
         raise SimulationError(
@@ -162,5 +161,5 @@ def _prepare(
             "(mode = 'exact')"
         )
     requests = Requests(scenario, recorded, len(evaluation.labels))
-    world = world_of(scenario, rules, table, *ways, up.duration_s)
+    world = world_of(scenario, rules, table, up, down)
     return Run(world, requests, fleet, options, scenario.work.rate_hz), name

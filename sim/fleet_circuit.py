@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from splitedge.sim.compiled import compiled
-from splitedge.sim.fleet_world import CLOSED, HALF_OPEN, OPEN, Rules
+from splitedge.sim.fleet_world import CLOSED, HALF_OPEN, OPEN
 
 
 @compiled
@@ -17,7 +17,7 @@ def usable(d: Any) -> bool:
 
 
 @compiled
-def failure(d: Any, rules: Rules, now: float) -> None:
+def failure(d: Any, rules: Any, now: float) -> None:
     """A time-out, a lost connection."""
     d.failures += 1
     if d.circuit == HALF_OPEN:
@@ -29,7 +29,7 @@ def failure(d: Any, rules: Rules, now: float) -> None:
 
 
 @compiled
-def life(d: Any, rules: Rules, now: float) -> bool:
+def life(d: Any, rules: Any, now: float) -> bool:
     """A sign of life. True if that made the link usable again."""
     d.last_life = now
     d.pong_due = np.inf
@@ -43,7 +43,7 @@ def life(d: Any, rules: Rules, now: float) -> bool:
 
 
 @compiled
-def silence(d: Any, rules: Rules, now: float, sent_at: float) -> None:
+def silence(d: Any, rules: Any, now: float, sent_at: float) -> None:
     """No reply in time to what was sent at `sent_at`; requests under way together count once."""
     if d.last_life < sent_at and sent_at >= d.missed_at:
         d.missed_at = now
@@ -51,7 +51,7 @@ def silence(d: Any, rules: Rules, now: float, sent_at: float) -> None:
 
 
 @compiled
-def busy(d: Any, rules: Rules, now: float) -> None:
+def busy(d: Any, rules: Any, now: float) -> None:
     """A request arrived: pings at their shortest interval again."""
     if d.idle_pings > 0:
         d.idle_pings = 0
@@ -60,7 +60,7 @@ def busy(d: Any, rules: Rules, now: float) -> None:
 
 
 @compiled
-def next_ping(d: Any, rules: Rules, now: float) -> None:
+def next_ping(d: Any, rules: Any, now: float) -> None:
     """Put the next ping off: twice as long while no request arrives."""
     interval = rules.ping_s * 2.0**d.idle_pings
     if interval >= rules.ping_idle_s:
@@ -71,7 +71,7 @@ def next_ping(d: Any, rules: Rules, now: float) -> None:
 
 
 @compiled
-def up(d: Any, rules: Rules, now: float) -> bool:
+def up(d: Any, rules: Any, now: float) -> bool:
     """The connection stands. True if requests may be sent."""
     d.connected = 1
     d.pong_due = np.inf
@@ -84,7 +84,7 @@ def up(d: Any, rules: Rules, now: float) -> bool:
 
 
 @compiled
-def down(d: Any, rules: Rules, now: float) -> None:
+def down(d: Any, rules: Any, now: float) -> None:
     """The connection is lost."""
     was = d.connected
     d.connected = 0

@@ -48,7 +48,7 @@ def fly(w: World, s: int) -> None:
     r.state = IN_CLOUD
     if r.pooled == 0:
         r.pooled = 1
-        w.cloud[w.counts[CLOUD]] = s
+        w.pools[CLOUD, w.counts[CLOUD]] = s
         w.counts[CLOUD] += 1
 
 
@@ -61,7 +61,7 @@ def leave(w: World, s: int, at: float, nbytes: float) -> None:
     r.state = LEAVING
     if r.pooled == 0:
         r.pooled = 1
-        w.back[w.counts[BACK]] = s
+        w.pools[BACK, w.counts[BACK]] = s
         w.counts[BACK] += 1
 
 
@@ -95,14 +95,14 @@ def serve(w: World, s: int, begun: float, ends: float) -> None:
         if r.ended == 1:
             release(w, s)
     else:
-        leave(w, s, ends, w.table.bytes_down[r.encoded])
+        leave(w, s, ends, w.table[r.encoded].bytes_down)
 
 
 @compiled
 def seconds(w: World, s: int) -> float:
     """Seconds of decoder and tail for one request alone."""
     r = w.slot[s]
-    drawn = w.table.cloud_median_s[r.encoded] * np.exp(w.table.cloud_sigma[r.encoded] * r.cloud_z)
+    drawn = w.table[r.encoded].cloud_median_s * np.exp(w.table[r.encoded].cloud_sigma * r.cloud_z)
     w.clock[MEAN_S] += 0.05 * (drawn - w.clock[MEAN_S])
     return float(drawn)
 

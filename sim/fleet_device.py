@@ -132,7 +132,7 @@ def queue_stage(w: World, s: int, now: float) -> None:
     """Queue the next stage on the way to the target: `Engine._advance`."""
     r = w.slot[s]
     deeper = r.reached + 1
-    r.stage = w.table.exits[deeper] if deeper < w.table.before[r.target] else r.target
+    r.stage = w.exits[deeper] if deeper < w.table[r.target].before else r.target
     r.stage_at = now
 
 
@@ -156,23 +156,23 @@ def _stage_ends(w: World, s: int, now: float) -> None:
     r.stage_end = np.inf
     seconds = r.stage_s - w.rules.stage_s
     r.compute_s += seconds
-    if table.on_head[stage]:
+    if table[stage].on_head:
         r.sunk_s += seconds
-    if not table.remote[stage]:
+    if not table[stage].remote:
         keep(w, s, stage)
-        if table.depth[stage] >= 0:
-            r.reached = table.depth[stage]
+        if table[stage].depth >= 0:
+            r.reached = table[stage].depth
             if r.remote_over == 0 and r.fallback == NONE:
                 d = w.device[r.owner]
                 d.stands, d.stands_at = s, now
         elif stage == r.target:
-            end(w, s, now, stage, table.confidence[stage, r.row], NO_ERROR)
+            end(w, s, now, stage, w.answers[stage, r.row].confidence, NO_ERROR)
         return
     r.encoded = stage
-    r.message = table.nbytes[stage, r.row]
+    r.message = w.answers[stage, r.row].message
     if r.remote_over == 1 or r.target != stage:
         return
-    if table.gated[stage] and r.message == 0.0:
+    if table[stage].gated and r.message == 0.0:
         end_filtered(w, s, now)
     else:
         r.reply_s += r.message * 8.0 / r.goodput_low
@@ -184,7 +184,7 @@ def _guard(w: World, s: int, now: float) -> None:
     """The last moment to begin a fall-back has come."""
     r = w.slot[s]
     r.guard_at = np.inf
-    runs_exit = r.stage_end < np.inf and not w.table.remote[r.stage]
+    runs_exit = r.stage_end < np.inf and not w.table[r.stage].remote
     if r.in_hand != NONE or r.fallback != NONE or runs_exit:
         return
     best = best_fallback(w, s, now)
@@ -199,9 +199,9 @@ def _fallback_ends(w: World, s: int, now: float) -> None:
     r.fallback = NONE
     r.fallback_end = np.inf
     r.compute_s += r.fallback_s - w.rules.stage_s
-    if w.table.depth[option] >= 0:
+    if w.table[option].depth >= 0:
         r.sunk_s += r.fallback_s - w.rules.stage_s
-        r.reached = max(r.reached, w.table.depth[option])
+        r.reached = max(r.reached, w.table[option].depth)
     keep(w, s, option)
     awaits = r.remote_over == 0 and r.encoded != NONE and r.encoded == r.target and now < r.answer_by
     if not awaits:

@@ -52,7 +52,7 @@ def release(w: World, s: int) -> None:
     if r.pooled == 1:
         r.state = GONE  # freed when it is taken out of the pool
     else:
-        w.free[w.counts[FREE]] = s
+        w.pools[FREE, w.counts[FREE]] = s
         w.counts[FREE] += 1
 
 
@@ -94,8 +94,8 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
     e.right = e.met = e.degraded = False
     if error == NO_ERROR:
         by = r.encoded if option == NOTHING else option
-        e.route = _EXIT if option == NOTHING else w.table.route[option]
-        e.right = w.table.right[by, r.row]
+        e.route = _EXIT if option == NOTHING else w.table[option].route
+        e.right = w.answers[by, r.row].right
         e.met = now - r.t <= rules.deadline_s
         e.degraded = option != NOTHING and option != r.target
     r.ended = 1
@@ -127,8 +127,8 @@ def _cancel(w: World, s: int, now: float) -> None:
 def end_filtered(w: World, s: int, now: float) -> None:
     """The filter of the option just encoded keeps the payload here."""
     r = w.slot[s]
-    kept = w.table.gate_exit[r.encoded]
-    sure = w.table.confidence[r.encoded, r.row]
+    kept = w.table[r.encoded].gate_exit
+    sure = w.answers[r.encoded, r.row].confidence
     target = r.target
     if kept != NONE:
         r.target = kept  # not degraded: the option wanted has that filter
@@ -150,8 +150,8 @@ def unguard(w: World, s: int) -> None:
 def cost(w: World, s: int, option: int, quantile: bool) -> float:
     """Compute seconds of what is left of an option: `Paths.cost_s`."""
     table = w.table
-    seconds = table.edge_q95_s[option] if quantile else table.edge_s[option]
-    return float(max(0.0, seconds - w.slot[s].sunk_s) if table.on_head[option] else seconds)
+    seconds = table[option].edge_q95_s if quantile else table[option].edge_s
+    return float(max(0.0, seconds - w.slot[s].sunk_s) if table[option].on_head else seconds)
 
 
 @compiled
@@ -165,8 +165,8 @@ def drawn(w: World, s: int, option: int) -> float:
     """Compute seconds that what is left of an option really takes."""
     table = w.table
     r = w.slot[s]
-    seconds = table.edge_median_s[option] * np.exp(table.edge_sigma[option] * r.edge_z)
-    if table.on_head[option]:
+    seconds = table[option].edge_median_s * np.exp(table[option].edge_sigma * r.edge_z)
+    if table[option].on_head:
         seconds = max(0.0, seconds - r.sunk_s)
     return float(seconds + w.rules.stage_s)
 
@@ -194,10 +194,10 @@ def best_fallback(w: World, s: int, now: float) -> int:
     left = min(own, left)
     table = w.table
     best, best_accuracy, fastest, fastest_s = NONE, -1.0, NONE, np.inf
-    for option in table.fallbacks:
-        accuracy = table.accuracy[option]
-        if 0 <= table.depth[option] <= r.reached:
-            sure = table.confidence[option, r.row]
+    for option in w.fallbacks:
+        accuracy = table[option].accuracy
+        if 0 <= table[option].depth <= r.reached:
+            sure = w.answers[option, r.row].confidence
             if not np.isnan(sure):
                 accuracy = sure
         else:
@@ -220,7 +220,7 @@ def guard_from(w: World, s: int, now: float) -> None:
     if best == NONE:
         return
     least = np.inf
-    for option in w.table.fallbacks:
+    for option in w.fallbacks:
         least = min(least, cost(w, s, option, True))
     d.pending_s += least - r.guarded_s
     r.guarded_s = least
@@ -229,7 +229,7 @@ def guard_from(w: World, s: int, now: float) -> None:
     latest = r.answer_by - own - residual(d, now) - slack
     early = latest - (d.pending_s - least)
     if d.active > 1:
-        early -= w.table.longest_s
+        early -= w.rules.longest_s
     r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
 
 
@@ -258,7 +258,7 @@ def begin_fallback(w: World, s: int, now: float) -> None:
         r.fallback_at = d.free
         return
     best = best_fallback(w, s, now)
-    held = best != NONE and 0 <= w.table.depth[best] <= r.reached
+    held = best != NONE and 0 <= w.table[best].depth <= r.reached
     if best != NONE and not held and cost(w, s, best, True) < cost(w, s, r.fallback, True):
         r.fallback = best
     r.fallback_at = np.inf
@@ -279,7 +279,7 @@ def answer_in_hand(w: World, s: int, now: float) -> None:
 def keep(w: World, s: int, option: int) -> None:
     """An answer of the device is there; the one most likely right is kept in hand."""
     r = w.slot[s]
-    sure = w.table.confidence[option, r.row]
+    sure = w.answers[option, r.row].confidence
     if r.in_hand == NONE or known(w, option, sure) > known(w, r.in_hand, r.sure):
         r.in_hand, r.sure = option, sure
     unguard(w, s)
@@ -288,7 +288,7 @@ def keep(w: World, s: int, option: int) -> None:
 @compiled
 def known(w: World, option: int, confidence: float) -> float:
     """The confidence where there is one, else the option's accuracy."""
-    return float(w.table.accuracy[option] if np.isnan(confidence) else confidence)
+    return float(w.table[option].accuracy if np.isnan(confidence) else confidence)
 
 
 @compiled
@@ -297,7 +297,7 @@ def missed(w: World, s: int, now: float) -> None:
     r = w.slot[s]
     if r.flying == 1:
         rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
-        elapsed = now - r.sent_at - rtt - w.table.cloud_s[r.encoded]
+        elapsed = now - r.sent_at - rtt - w.table[r.encoded].cloud_s
         observe_stall(w.estimators, r.owner, now, r.message, elapsed)
         silence(w.device[r.owner], w.rules, now, r.sent_at)
 
@@ -309,7 +309,7 @@ def expire(w: World, s: int, now: float) -> None:
     missed(w, s, now)
     if r.in_hand != NONE:
         answer_in_hand(w, s, now)
-    elif w.rules.timed or not w.table.remote[r.target] or r.flying == 1:
+    elif w.rules.timed or not w.table[r.target].remote or r.flying == 1:
         end(w, s, now, NONE, np.nan, DEADLINE)
     else:
         end(w, s, now, NONE, np.nan, UNAVAILABLE)
@@ -329,7 +329,7 @@ def fall_back(w: World, s: int, now: float, error: int) -> None:
     best = best_fallback(w, s, now)
     if best == NONE:
         end(w, s, now, NONE, np.nan, error)
-    elif 0 <= w.table.depth[best] <= r.reached:
-        end(w, s, now, best, w.table.confidence[best, r.row], NO_ERROR)
+    elif 0 <= w.table[best].depth <= r.reached:
+        end(w, s, now, best, w.answers[best, r.row].confidence, NO_ERROR)
     else:
         run_fallback(w, s, now, best)

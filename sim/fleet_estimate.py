@@ -63,24 +63,34 @@ QUANTITY = np.dtype(
 )
 
 
+#: What of `EstimatorSettings` the loops need.
+SETTINGS = np.dtype(
+    [
+        ("samples", "i8"),
+        ("window_s", "f8"),
+        ("keep", "f8"),
+        ("half_life_s", "f8"),
+        ("memory", "f8"),
+        ("prior_weight", "f8"),
+        ("noise_s", "f8"),
+        ("small_bytes", "f8"),
+    ],
+    align=True,
+)
+
+
 class Estimators(NamedTuple):
     """State of all estimators, and what `EstimatorSettings` says of them.
 
     Attributes:
         quantity: record array of `QUANTITY`, shape (devices * 4,).
         window: samples by rising value, the rows value, weight, second: shape (devices * 4, 3, count).
+        rules: a record of SETTINGS.
     """
 
     quantity: Any
     window: Floats
-    samples: int
-    window_s: float
-    keep: float
-    half_life_s: float
-    memory: float
-    prior_weight: float
-    noise_s: float
-    small_bytes: float
+    rules: Any
 
 
 def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
@@ -101,17 +111,20 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     _begin(quantity[:, DOWN], settings.downlink_bps, _RATE, _Z90)
     _begin(quantity[:, RTT], settings.rtt_s, _SECONDS, _Z95)
     _begin(quantity[:, QUEUE], settings.queue_s, _SECONDS, _Z95)
-    return Estimators(
-        quantity.reshape(-1).view(np.recarray),
-        np.zeros((devices * QUANTITIES, 3, settings.count)),
+    rules = (
         settings.count,
         settings.window_s,
         1.0 - settings.alpha,
         settings.half_life_s,
-        float(settings.memory),
+        settings.memory,
         settings.prior_weight,
         settings.noise_s,
         settings.small_bytes,
+    )
+    return Estimators(
+        quantity.reshape(-1).view(np.recarray),
+        np.zeros((devices * QUANTITIES, 3, settings.count)),
+        np.array([rules], SETTINGS).view(np.recarray)[0],
     )
 
 
@@ -136,7 +149,7 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
         for i in range(1, n):
             if seconds[i] < seconds[oldest]:
                 oldest = i
-        if n < e.samples and seconds[oldest] >= now - e.window_s:
+        if n < e.rules.samples and seconds[oldest] >= now - e.rules.window_s:
             break
         q.weight -= weights[oldest]
         n -= 1
@@ -159,7 +172,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     usual = weight * min(1.0, max(0.0, now - q.usual_at) / _SPREAD_S)
     q.usual_at = now
     if usual > 0.0:
-        q.usual_weight = min(q.usual_weight + usual, e.memory)
+        q.usual_weight = min(q.usual_weight + usual, e.rules.memory)
         share = usual / q.usual_weight
         step = math.log(value) - q.usual_mean
         q.usual_mean += share * step
@@ -174,7 +187,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     if q.moving_weight == 0.0:
         q.moving = value
     else:
-        move = max(1.0 - e.keep**weight, weight / (q.moving_weight + weight))
+        move = max(1.0 - e.rules.keep**weight, weight / (q.moving_weight + weight))
         q.moving += move * (value - q.moving)
     q.moving_weight = min(q.moving_weight + weight, 32.0)  # an EWMA's own limit
     q.newest = now
@@ -205,7 +218,11 @@ def _summarise(q: Any, window: Any) -> None:
 @compiled
 def _trust(e: Estimators, q: Any, now: float) -> float:
     age = max(0.0, now - q.newest)
-    return float(q.weight / (q.weight + e.prior_weight) * math.exp(-_LN2 * min(1000.0, age / e.half_life_s)))
+    return float(
+        q.weight
+        / (q.weight + e.rules.prior_weight)
+        * math.exp(-_LN2 * min(1000.0, age / e.rules.half_life_s))
+    )
 
 
 @compiled
@@ -240,7 +257,7 @@ def observe_rtt(e: Estimators, device: int, now: float, rtt_s: float) -> None:
     _observe(e, q, e.window[at], now, rtt_s, 1.0)
     _observe_least(q, now, rtt_s)
     _, low, high = estimate(e, at, now)
-    q.noise = max(e.noise_s, 0.5 * (high - low))
+    q.noise = max(e.rules.noise_s, 0.5 * (high - low))
 
 
 @compiled
@@ -273,13 +290,13 @@ def observe_transfer(e: Estimators, device: int, way: int, now: float, nbytes: f
     transmission = max(0.0, seconds - base)
     if base == np.inf:
         transmission = seconds
-    if transmission < e.noise_s:
-        bound = 8.0 * nbytes / e.noise_s
+    if transmission < e.rules.noise_s:
+        bound = 8.0 * nbytes / e.rules.noise_s
         if bound > estimate(e, at, now)[0]:
-            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.small_bytes))
+            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.rules.small_bytes))
         return
     signal = transmission / ping.noise
     signal *= signal
-    weight = nbytes / (nbytes + e.small_bytes) * signal / (1.0 + signal)
+    weight = nbytes / (nbytes + e.rules.small_bytes) * signal / (1.0 + signal)
     if weight >= _LEAST_WEIGHT:
         _observe(e, q, e.window[at], now, 8.0 * nbytes / transmission, weight)

@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitedge.sim.compiled import compiled
 from splitedge.sim.curves import PACKET_BITS, SLACK_BITS, Capacity, Floats, Opportunities, Series
 from splitedge.sim.link import Channel
 
-Ints = NDArray[np.int32]
 _LEAST_BUCKETS = 16
 _MOST_BUCKETS = 1 << 22
 
@@ -23,155 +21,169 @@ _MOST_BUCKETS = 1 << 22
 LINK = np.dtype([("served", "f8"), ("last_arrival", "f8")], align=True)
 
 
-class Steps(NamedTuple):
-    """Values that hold from one key to the next, with the guide to find them.
+#: Where a series stands in `Way.data`: keys, values and guide, and how its buckets are found.
+STEPS = [("n", "i8"), ("end", "f8"), ("buckets", "i8"), ("per_key", "f8"), ("keys", "i8"), ("guide", "i8")]
 
-    Attributes:
-        keys: rising from 0, shape (n,).
-        values: from each key on, shape (n,).
-        end: the key after the last, more than `keys[-1]`.
-        scale: buckets per unit of key.
-        guide: for each bucket, the last key at or before its beginning, shape (buckets + 1,).
-    """
-
-    keys: Floats
-    values: Floats
-    end: float
-    scale: float
-    guide: Ints
+#: One direction: whether it is made of packet opportunities, when the replay ends (inf where it loops), and
+#: its three series: rates (or opportunities) by second, bits offered before each, round trip by second.
+WAY = np.dtype(
+    [("packets", "?"), ("ends_s", "f8")]
+    + [(f"{part}_{name}", kind) for part in ("rates", "sums", "rtt") for name, kind in STEPS],
+    align=True,
+)
 
 
 class Way(NamedTuple):
     """One direction of a channel.
 
     Attributes:
-        packets: whether it is made of packet opportunities.
-        rates: seconds and bits/s (or seconds and nothing, for opportunities).
-        sums: bits offered before each sample, as keys; the values are not used.
-        rtt: seconds of round trip by second.
-        ends_s: second at which the replay ends; inf where it loops.
+        data: keys, values and guides of its series, one after the other.
+        at: a record of WAY that says where.
     """
 
-    packets: bool
-    rates: Steps
-    sums: Steps
-    rtt: Steps
-    ends_s: float
-
-
-def steps(keys: Floats, values: Floats, end: float) -> Steps:
-    """Build the guide."""
-    buckets = min(max(len(keys), _LEAST_BUCKETS), _MOST_BUCKETS)
-    scale = buckets / end if end > 0.0 else 0.0
-    edges = np.arange(buckets + 1) / scale if scale > 0.0 else np.zeros(buckets + 1)
-    guide = np.searchsorted(keys, edges, side="right") - 1
-    # One sample of grace: the division that finds the bucket may round up over its edge.
-    guide = np.clip(guide - 1, 0, len(keys) - 1).astype(np.int32)
-    return Steps(np.ascontiguousarray(keys), np.ascontiguousarray(values), float(end), scale, guide)
+    data: Floats
+    at: Any
 
 
 def way(channel: Channel) -> Way:
-    """One direction of a channel, ready for the kernels; `start_s` is the devices' affair."""
+    """One direction of a channel, ready for the loops; `start_s` is the devices' affair."""
     capacity: Capacity = channel.capacity
     rtt = channel.rtt_s
     if not isinstance(rtt, Series):
         rtt = Series(np.zeros(1), np.full(1, float(rtt)), 1.0)
-    packets = isinstance(capacity, Opportunities)
     if isinstance(capacity, Opportunities):
-        values = np.zeros(len(capacity.time_s))
-        sums = np.zeros(1)
-        rates = steps(capacity.time_s, values, capacity.period_s)
+        values, sums = np.zeros(len(capacity.time_s)), np.zeros(1)
         total = capacity.bits_per_period
     else:
-        lengths = np.diff(capacity.time_s, append=capacity.period_s)
-        sums = np.concatenate([[0.0], np.cumsum(lengths * capacity.bps)])
-        rates = steps(capacity.time_s, capacity.bps, capacity.period_s)
-        total = float(sums[-1])
-        sums = sums[:-1]
-    ends = np.inf if channel.loop else capacity.period_s
-    return Way(
-        packets,
-        rates,
-        steps(sums, np.zeros(len(sums)), total),
-        steps(rtt.time_s, rtt.value, rtt.period_s),
-        ends,
-    )
+        values = capacity.bps
+        sums = np.concatenate([[0.0], np.cumsum(np.diff(capacity.time_s, append=capacity.period_s) * values)])
+        total, sums = float(sums[-1]), sums[:-1]
+    at = np.zeros(1, WAY)
+    at["packets"] = isinstance(capacity, Opportunities)
+    at["ends_s"] = np.inf if channel.loop else capacity.period_s
+    series = {
+        "rates": (capacity.time_s, values, capacity.period_s),
+        "sums": (sums, np.zeros(0), total),
+        "rtt": (rtt.time_s, rtt.value, rtt.period_s),
+    }
+    parts: list[Floats] = []
+    for name, (keys, held, end) in series.items():
+        guide, scale = _guide(keys, end)
+        begin = sum(len(part) for part in parts)
+        spec = (len(keys), end, len(guide) - 1, scale, begin, begin + len(keys) + len(held))
+        for (field, _), value in zip(STEPS, spec, strict=True):
+            at[f"{name}_{field}"] = value
+        parts += [np.asarray(keys, np.float64), np.asarray(held, np.float64), guide]
+    return Way(np.concatenate(parts), at.view(np.recarray)[0])
+
+
+def _guide(keys: Floats, end: float) -> tuple[Floats, float]:
+    """For each of equal buckets of keys the last key at or before its beginning; and buckets per key."""
+    buckets = min(max(len(keys), _LEAST_BUCKETS), _MOST_BUCKETS)
+    scale = buckets / end if end > 0.0 else 0.0
+    edges = np.arange(buckets + 1) / scale if scale > 0.0 else np.zeros(buckets + 1)
+    # One key of grace: the product that finds the bucket may round up over its edge.
+    guide = np.clip(np.searchsorted(keys, edges, side="right") - 2, 0, len(keys) - 1)
+    return guide.astype(np.float64), scale
 
 
 @compiled
-def at_or_before(s: Steps, key: float) -> int:
-    """Index of the last key that is not above `key`, in [0, s.end]; as `bisect_right(keys, key) - 1`."""
-    keys = s.keys
-    bucket = min(int(key * s.scale), len(s.guide) - 2)
-    low = s.guide[bucket]
-    high = min(s.guide[bucket + 1] + 3, len(keys))
-    while high < len(keys) and keys[high] <= key:
-        high = min(high * 2, len(keys))
-    while low > 0 and keys[low] > key:
+def _find(data: Floats, n: int, buckets: int, per_key: float, keys: int, guide: int, key: float) -> int:
+    """Index of the last key that is not above `key` (at least 0); as `bisect_right(keys, key) - 1`."""
+    bucket = min(int(key * per_key), buckets - 1)
+    low = int(data[guide + bucket])
+    high = min(int(data[guide + bucket + 1]) + 3, n)
+    while high < n and data[keys + high] <= key:
+        high = min(high * 2, n)
+    while low > 0 and data[keys + low] > key:
         low //= 2
     while low + 1 < high:
         middle = (low + high) // 2
-        if keys[middle] <= key:
+        if data[keys + middle] <= key:
             low = middle
         else:
             high = middle
-    return int(low)
+    return low
 
 
 @compiled
-def before(s: Steps, key: float) -> int:
-    """How many keys are below `key`, as `bisect_left(keys, key)`."""
-    i = at_or_before(s, key)
-    while i >= 0 and s.keys[i] >= key:
+def _rate(w: Way, t: float) -> int:
+    a = w.at
+    return _find(w.data, a.rates_n, a.rates_buckets, a.rates_per_key, a.rates_keys, a.rates_guide, t)
+
+
+@compiled
+def _offered_before(w: Way, t: float) -> int:
+    """How many opportunities come before `t`, as `bisect_left`."""
+    i = _rate(w, t)
+    while i >= 0 and w.data[w.at.rates_keys + i] >= t:
         i -= 1
     return i + 1
 
 
 @compiled
+def _sum_below(w: Way, bits: float) -> int:
+    """Index of the last sample before which fewer than `bits` were offered."""
+    a = w.at
+    i = _find(w.data, a.sums_n, a.sums_buckets, a.sums_per_key, a.sums_keys, a.sums_guide, bits)
+    while i > 0 and w.data[a.sums_keys + i] >= bits:
+        i -= 1
+    return i
+
+
+@compiled
 def bits_by(w: Way, t: float) -> float:
     """Bits offered in [0, t); see `curves.py`."""
-    period = w.rates.end
-    if w.packets:
+    a = w.at
+    if a.packets:
         if t <= 0.0:
             return 0.0
-        lap = np.ceil(t / period) - 1.0
-        return float(PACKET_BITS) * (lap * len(w.rates.keys) + before(w.rates, t - lap * period))
-    lap = np.floor(t / period)
-    rest = t - lap * period
-    i = at_or_before(w.rates, max(rest, 0.0))
-    return lap * w.sums.end + w.sums.keys[i] + (rest - w.rates.keys[i]) * w.rates.values[i]
+        lap = np.ceil(t / a.rates_end) - 1.0
+        return float(PACKET_BITS * (lap * a.rates_n + _offered_before(w, t - lap * a.rates_end)))
+    lap = np.floor(t / a.rates_end)
+    rest = max(0.0, t - lap * a.rates_end)
+    i = _rate(w, rest)
+    since = rest - w.data[a.rates_keys + i]
+    return float(lap * a.sums_end + w.data[a.sums_keys + i] + since * w.data[a.rates_keys + a.rates_n + i])
 
 
 @compiled
 def time_of(w: Way, bits: float) -> float:
     """The first second by which `bits` were offered; inf if that never comes."""
+    a = w.at
     bits -= SLACK_BITS
     if bits <= 0.0:
         return 0.0
-    if w.packets:
-        count = len(w.rates.keys)
+    if a.packets:
         nth = np.ceil(bits / PACKET_BITS) - 1.0
-        lap = np.floor(nth / count)
-        return lap * w.rates.end + w.rates.keys[int(nth - lap * count)]
-    total = w.sums.end
-    if total <= 0.0:
+        lap = np.floor(nth / a.rates_n)
+        return float(lap * a.rates_end + w.data[a.rates_keys + int(nth - lap * a.rates_n)])
+    if a.sums_end <= 0.0:
         return np.inf
-    lap = np.floor(bits / total)
-    rest = bits - lap * total
+    lap = np.floor(bits / a.sums_end)
+    rest = bits - lap * a.sums_end
     if rest <= 0.0:
         lap -= 1.0
-        rest = total
-    i = before(w.sums, rest) - 1
-    return lap * w.rates.end + w.rates.keys[i] + (rest - w.sums.keys[i]) / w.rates.values[i]
+        rest = a.sums_end
+    i = _sum_below(w, rest)
+    more = (rest - w.data[a.sums_keys + i]) / w.data[a.rates_keys + a.rates_n + i]
+    return float(lap * a.rates_end + w.data[a.rates_keys + i] + more)
 
 
 @compiled
 def one_way(w: Way, t: float) -> float:
     """Seconds of propagation of what leaves at second `t` of the trace."""
-    if len(w.rtt.keys) == 1:
-        return 0.5 * w.rtt.values[0]
-    rest = t - np.floor(t / w.rtt.end) * w.rtt.end
-    return 0.5 * w.rtt.values[at_or_before(w.rtt, max(rest, 0.0))]
+    a = w.at
+    i = 0
+    if a.rtt_n > 1:
+        rest = max(0.0, t - np.floor(t / a.rtt_end) * a.rtt_end)
+        i = _find(w.data, a.rtt_n, a.rtt_buckets, a.rtt_per_key, a.rtt_keys, a.rtt_guide, rest)
+    return float(0.5 * w.data[a.rtt_keys + a.rtt_n + i])
+
+
+@compiled
+def _last_bits(w: Way) -> float:
+    return float(PACKET_BITS * w.at.rates_n if w.at.packets else w.at.sums_end)
 
 
 @compiled
@@ -185,9 +197,10 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
         now: seconds since then, never falling.
         nbytes: of the message.
     """
-    start = max(link.served, bits_by(w, min(now + start_s, w.ends_s)))
+    ends = w.at.ends_s
+    start = max(link.served, bits_by(w, min(now + start_s, ends)))
     link.served = start + 8.0 * nbytes
-    if w.ends_s < np.inf and link.served > (PACKET_BITS * len(w.rates.keys) if w.packets else w.sums.end):
+    if ends < np.inf and link.served > _last_bits(w):
         return np.inf
     left = max(now, time_of(w, link.served) - start_s)
     if left == np.inf:
@@ -199,5 +212,5 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
 @compiled
 def drop_queue(link: Any, w: Way, start_s: float, now: float) -> None:
     """Forget what is queued: `Link.clear`."""
-    link.served = min(link.served, bits_by(w, min(now + start_s, w.ends_s)))
+    link.served = min(link.served, bits_by(w, min(now + start_s, w.at.ends_s)))
     link.last_arrival = min(link.last_arrival, now)

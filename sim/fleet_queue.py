@@ -34,24 +34,24 @@ from splitedge.sim.fleet_world import (
 
 
 @compiled
-def _due(w: World, pool: Ints, counter: int, horizon: float, state: int) -> Ints:
+def _due(w: World, counter: int, horizon: float, state: int) -> Ints:
     """Take those before the horizon out of a pool and give them in order of time."""
     size = w.counts[counter]
     times = np.empty(size)
     due = np.empty(size, np.int64)
     found = left = 0
     for i in range(size):
-        s = pool[i]
+        s = w.pools[counter, i]
         r = w.slot[max(s, 0)]
         if s >= 0 and r.state != state:  # served out of turn, lost, or freed
             _unpool(w, s)
             if r.state == IN_CLOUD:  # settled out of turn: its place is in another pool
                 r.pooled = 1
-                w.cloud[w.counts[CLOUD]] = s
+                w.pools[CLOUD, w.counts[CLOUD]] = s
                 w.counts[CLOUD] += 1
             elif r.state == LEAVING:
                 r.pooled = 1
-                w.back[w.counts[BACK]] = s
+                w.pools[BACK, w.counts[BACK]] = s
                 w.counts[BACK] += 1
             continue
         if s < 0:
@@ -64,7 +64,7 @@ def _due(w: World, pool: Ints, counter: int, horizon: float, state: int) -> Ints
             times[found], due[found] = at, s
             found += 1
         else:
-            pool[left] = s
+            w.pools[counter, left] = s
             left += 1
     w.counts[counter] = left
     return due[:found][np.argsort(times[:found])]
@@ -75,7 +75,7 @@ def _unpool(w: World, s: int) -> None:
     r = w.slot[s]
     r.pooled = 0
     if r.state == GONE:
-        w.free[w.counts[FREE]] = s
+        w.pools[FREE, w.counts[FREE]] = s
         w.counts[FREE] += 1
 
 
@@ -100,7 +100,7 @@ def _admit(w: World, s: int) -> None:
         _unpool(w, s)
         refuse(w, s, r.cloud_at, BUSY)
         return
-    w.waiting[w.counts[WAITING]] = s
+    w.pools[WAITING, w.counts[WAITING]] = s
     w.counts[WAITING] += 1
 
 
@@ -109,12 +109,12 @@ def _starts_at(w: World) -> float:
     """When the next batch begins, if nothing more comes."""
     if w.counts[WAITING] == 0:
         return np.inf
-    oldest = w.slot[w.waiting[0]]
+    oldest = w.slot[w.pools[WAITING, 0]]
     at = oldest.cloud_at
     if w.rules.max_wait_s > 0.0:
-        lane, rows = w.table.lane[oldest.encoded], 0
+        lane, rows = w.table[oldest.encoded].lane, 0
         for i in range(w.counts[WAITING]):
-            rows += w.table.lane[w.slot[w.waiting[i]].encoded] == lane
+            rows += w.table[w.slot[w.pools[WAITING, i]].encoded].lane == lane
         if rows < w.rules.max_rows:
             at += w.rules.max_wait_s
     return float(max(at, w.busy.min()))
@@ -137,7 +137,7 @@ def _start(w: World, now: float) -> None:
     most = total = 0.0
     lane = NONE
     for i in range(w.counts[WAITING]):
-        s = w.waiting[i]
+        s = w.pools[WAITING, i]
         _hear(w, s, now)
         r = w.slot[s]
         if r.state != IN_CLOUD:
@@ -148,15 +148,15 @@ def _start(w: World, now: float) -> None:
         elif rules.timed and r.cloud_at + r.limit - r.sent_at <= now:
             _unpool(w, s)
             refuse(w, s, max(r.cloud_at, r.cloud_at + r.limit - r.sent_at), DEADLINE)
-        elif rows < rules.max_rows and (lane == NONE or w.table.lane[r.encoded] == lane):
-            lane = w.table.lane[r.encoded]
+        elif rows < rules.max_rows and (lane == NONE or w.table[r.encoded].lane == lane):
+            lane = w.table[r.encoded].lane
             each = seconds(w, s)
             most = max(most, each)
             total += each
             batch[rows] = s
             rows += 1
         else:
-            w.waiting[kept] = s
+            w.pools[WAITING, kept] = s
             kept += 1
     w.counts[WAITING] = kept
     if rows == 0:
@@ -185,10 +185,10 @@ def _pong(w: World, device: int) -> None:
 def run_cloud(w: World, horizon: float) -> None:
     """Serve what is to be begun before `horizon`."""
     if w.rules.shared_cell:
-        for s in _due(w, w.air, AIR, horizon, IN_AIR):
+        for s in _due(w, AIR, horizon, IN_AIR):
             w.slot[s].pooled = 0
             fly(w, s)
-    due = _due(w, w.cloud, CLOUD, horizon, IN_CLOUD)
+    due = _due(w, CLOUD, horizon, IN_CLOUD)
     i = 0
     while True:
         starts = _starts_at(w)
@@ -199,7 +199,7 @@ def run_cloud(w: World, horizon: float) -> None:
             i += 1
         else:
             break
-    for s in _due(w, w.back, BACK, horizon, LEAVING):
+    for s in _due(w, BACK, horizon, LEAVING):
         if s < 0:
             _pong(w, -1 - s)
         else:

@@ -65,7 +65,7 @@ def approach(w: World, device: Ints, until: Floats, force: bool, seen: Seen, whi
             d = w.device[device[i]]
             r = w.slot[d.stands]
             _see(w, d.stands, d.stands_at, seen, i)
-            seen.confidence[i] = w.table.confidence[w.table.exits[r.reached], r.row]
+            seen.confidence[i] = w.answers[w.exits[r.reached], r.row].confidence
             which[stand] = i
             stand += 1
     return stand
@@ -94,7 +94,7 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
         d = w.device[device]
         d.wakes = -np.inf
         w.counts[FREE] -= 1
-        s = w.free[w.counts[FREE]]
+        s = w.pools[FREE, w.counts[FREE]]
         asked.slot[i] = s
         r = w.slot[s]
         r.owner, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
@@ -182,21 +182,21 @@ def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> No
     r = w.slot[s]
     table, rules = w.table, w.rules
     r.target = target
-    if not table.remote[target]:
-        if 0 <= table.depth[target] <= r.reached:
-            end(w, s, now, target, table.confidence[target, r.row], NO_ERROR)
+    if not table[target].remote:
+        if 0 <= table[target].depth <= r.reached:
+            end(w, s, now, target, w.answers[target, r.row].confidence, NO_ERROR)
         else:
             queue_stage(w, s, now)
         return
-    can = r.in_hand != NONE or len(table.fallbacks) > 0
+    can = r.in_hand != NONE or len(w.fallbacks) > 0
     if not usable(w.device[r.owner]) and can:
         fall_back(w, s, now, UNAVAILABLE)
         return
-    down = table.bytes_down[target] * 8.0 / seen.downlink[1, i]
-    r.reply_s = seen.rtt[2, i] + seen.queue[2, i] + table.cloud_q95_s[target] + down
+    down = table[target].bytes_down * 8.0 / seen.downlink[1, i]
+    r.reply_s = seen.rtt[2, i] + seen.queue[2, i] + table[target].cloud_q95_s + down
     if not rules.timed and can:
-        left = table.edge_q95_s[target] - (r.sunk_s if table.on_head[target] else 0.0)
-        up = table.bytes_up_q95[target] * 8.0 / seen.goodput[1, i]
+        left = table[target].edge_q95_s - (r.sunk_s if table[target].on_head else 0.0)
+        up = table[target].bytes_up_q95 * 8.0 / seen.goodput[1, i]
         late = seen.edge_wait_s[i] + max(0.0, left) + up + r.reply_s
         r.answer_by = min(r.limit, now + max(rules.patience_s, rules.overdue_factor * late))
     if r.in_hand == NONE and r.guard_at == np.inf:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from splitedge.sim.fleet_queue import run_cloud
 from splitedge.sim.fleet_route import Asked, Seen, approach, arrive, pursue, standing
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
-from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, Rules, World
+from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, World
 
 #: Requests of a window where there is a choice: enough to outweigh what a NumPy call costs by itself, few
 #: enough for the arrays to stay in the processor's cache.
@@ -23,7 +24,7 @@ WINDOW_REQUESTS = 4096
 Drain = Callable[[World], None]
 
 
-def window(rules: Rules, devices: int, rate_hz: float) -> float:
+def window(rules: Any, devices: int, rate_hz: float) -> float:
     """Seconds of a window: the quickest way back from the cloud, or more where too few requests came in that
     time and those of one device are so far apart that a reply is there long before the next.
     """
@@ -53,7 +54,7 @@ class Run:
         self.now = 0.0
         self._requests = requests
         self._fleet = fleet
-        self._numbers = [options[i].exit for i in world.table.exits]
+        self._numbers = [options[i].exit for i in world.exits]
         devices = len(world.device)
         self._total = devices * requests.each
         self._lessons = Lessons(devices) if fleet.learns else None

@@ -66,7 +66,7 @@ def offer(w: World, s: int, now: float) -> None:
     if w.rules.shared_cell and r.pooled == 0:
         r.state = IN_AIR
         r.pooled = 1
-        w.air[w.counts[AIR]] = s
+        w.pools[AIR, w.counts[AIR]] = s
         w.counts[AIR] += 1
     else:
         fly(w, s)
@@ -91,7 +91,7 @@ def replied(w: World, s: int, now: float) -> None:
         _refused(w, s, now)
         return
     device, nbytes = r.owner, r.message
-    down_bytes = w.table.bytes_down[r.encoded]
+    down_bytes = w.table[r.encoded].bytes_down
     d = w.device[device]
     transfer(w, d, now, down_bytes, w.rules.j_per_bit_down)
     there, back = r.cloud_at - r.sent_at, now - r.ends_at
@@ -105,7 +105,7 @@ def replied(w: World, s: int, now: float) -> None:
     else:
         r.bytes_down += down_bytes
         r.tail_j += radio(w, d, now)
-        end(w, s, now, r.encoded, w.table.confidence[r.encoded, r.row], NO_ERROR)
+        end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
     observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
     observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
     observe_queue(w.estimators, device, now, queue_s)
@@ -162,7 +162,7 @@ def ping(w: World, device: int, now: float) -> None:
     transfer(w, d, now, w.rules.ping_bytes, w.rules.j_per_bit_up)
     if there < np.inf:
         d.pong_at = _LONG  # until the cloud's turn comes
-        w.back[w.counts[BACK]] = -1 - device
+        w.pools[BACK, w.counts[BACK]] = -1 - device
         w.counts[BACK] += 1
 
 
@@ -171,7 +171,7 @@ def link_event(w: World, device: int, now: float) -> None:
     """Do what is due on a device's link at `now`: cut, pong, lost ping, probe, ping."""
     d = w.device[device]
     rules = w.rules
-    if d.cut < len(rules.cuts) and now >= rules.cuts[d.cut]:
+    if d.cut < len(w.cuts) and now >= w.cuts[d.cut]:
         d.cut += 1
         if d.cut % 2 == 1:
             lose(w, device, now)
@@ -206,8 +206,8 @@ def link_wakes(w: World, d: Any) -> float:
     at = d.pong_at
     if d.connected == 1:
         at = min(min(at, d.pong_due), min(d.probe_at, d.ping_at))
-    if d.cut < len(w.rules.cuts):
-        at = min(at, w.rules.cuts[d.cut])
+    if d.cut < len(w.cuts):
+        at = min(at, w.cuts[d.cut])
     return float(at)
 
 
@@ -244,5 +244,5 @@ def overdue(w: World, s: int, now: float) -> None:
     missed(w, s, now)
     if r.attempts < w.rules.max_attempts:
         offer(w, s, now)
-    elif not w.rules.timed and (r.in_hand != NONE or len(w.table.fallbacks) > 0):
+    elif not w.rules.timed and (r.in_hand != NONE or len(w.fallbacks) > 0):
         fall_back(w, s, now, UNAVAILABLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,34 @@ from splitedge.sim.device import log_normal_sigma, on_head
 from splitedge.sim.fleet_end import ROUTES
 from splitedge.sim.fleet_estimate import estimators
 from splitedge.sim.fleet_link import LINK, Way, way
-from splitedge.sim.fleet_world import DEVICE, ENDED, FREE, NONE, SLOT, Rules, Table, World
+from splitedge.sim.fleet_world import (
+    ANSWER,
+    DEVICE,
+    ENDED,
+    FREE,
+    NONE,
+    OPTION,
+    RULES,
+    SLOT,
+    Ints,
+    World,
+)
 from splitedge.sim.link import Channel
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import start_s
 
 _LEAST_S = 1e-3  # of the way back from the cloud, where a channel has no delay
+
+
+class Table(NamedTuple):
+    """Parts of `World`, which see."""
+
+    table: Any
+    exits: Ints
+    fallbacks: Ints
+    answers: Any
+    longest_s: float
 
 
 def table_of(options: tuple[Option, ...], evaluation: Evaluation) -> Table:
@@ -39,50 +60,37 @@ def table_of(options: tuple[Option, ...], evaluation: Evaluation) -> Table:
     exits = sorted(paths.depth, key=lambda number: paths.depth[number])
     index = {o.exit: i for i, o in enumerate(options) if o.route is Route.EXIT}
     lanes = {(o.cut, o.codec): i for i, o in enumerate(options)}
-    edge_median, edge_sigma = _drawn([o.edge_s for o in options], [o.edge_s_q95 for o in options])
-    cloud_median, cloud_sigma = _drawn([o.cloud_s for o in options], [o.cloud_s_q95 for o in options])
-    gate_exits = [o.gate.exit if o.gate is not None else None for o in options]
-    nbytes = np.where(np.array(paths.remote)[:, None], np.rint(evaluation.nbytes), 0.0)
+    table = np.zeros(len(options), OPTION)
+    for i, option in enumerate(options):
+        to, gate = table[i], option.gate
+        to["remote"], to["on_head"], to["gated"] = option.remote, on_head(option), gate is not None
+        to["gate_exit"] = NONE if gate is None or gate.exit is None else index[gate.exit]
+        to["route"] = ROUTES.index(option.route.value)
+        to["before"] = len(paths.stages[i]) - 1
+        to["depth"] = NONE if option.exit is None else paths.depth[option.exit]
+        to["lane"] = lanes[option.cut, option.codec]
+        to["edge_s"], to["edge_q95_s"] = option.edge_s, option.edge_s_q95
+        to["cloud_s"], to["cloud_q95_s"] = option.cloud_s, option.cloud_s_q95
+        to["bytes_up_q95"], to["bytes_down"] = option.bytes_up_q95, round(option.bytes_down)
+        to["accuracy"] = option.accuracy
+        to["edge_median_s"], to["edge_sigma"] = _drawn(option.edge_s, option.edge_s_q95)
+        to["cloud_median_s"], to["cloud_sigma"] = _drawn(option.cloud_s, option.cloud_s_q95)
+    answers = np.zeros(evaluation.correct.shape, ANSWER)
+    answers["confidence"], answers["right"] = evaluation.confidence, evaluation.correct
+    answers["message"] = np.where(np.array(paths.remote)[:, None], np.rint(evaluation.nbytes), 0.0)
     return Table(
-        remote=np.array(paths.remote),
-        route=_ints(ROUTES.index(o.route.value) for o in options),
-        edge_s=_floats(o.edge_s for o in options),
-        edge_q95_s=_floats(o.edge_s_q95 for o in options),
-        cloud_s=_floats(o.cloud_s for o in options),
-        cloud_q95_s=_floats(o.cloud_s_q95 for o in options),
-        bytes_up_q95=_floats(o.bytes_up_q95 for o in options),
-        bytes_down=_floats(round(o.bytes_down) for o in options),
-        accuracy=_floats(o.accuracy for o in options),
-        on_head=np.array([on_head(o) for o in options]),
-        before=_ints(len(paths.stages[i]) - 1 for i in range(len(options))),
-        depth=_ints(paths.depth.get(o.exit, NONE) if o.exit is not None else NONE for o in options),
-        exits=_ints(index[number] for number in exits),
-        fallbacks=_ints(paths.fallbacks),
-        lane=_ints(lanes[o.cut, o.codec] for o in options),
-        gated=np.array([o.gate is not None for o in options]),
-        gate_exit=_ints(NONE if number is None else index[number] for number in gate_exits),
-        longest_s=paths.longest_s,
-        edge_median_s=edge_median,
-        edge_sigma=edge_sigma,
-        cloud_median_s=cloud_median,
-        cloud_sigma=cloud_sigma,
-        confidence=np.ascontiguousarray(evaluation.confidence, np.float64),
-        right=np.ascontiguousarray(evaluation.correct, np.bool_),
-        nbytes=np.ascontiguousarray(nbytes),
+        table.view(np.recarray),
+        np.array([index[number] for number in exits], np.int64),
+        np.array(paths.fallbacks, np.int64),
+        answers.view(np.recarray),
+        paths.longest_s,
     )
 
 
-def _ints(values: Any) -> Any:
-    return np.array(list(values), np.int64)
-
-
-def _floats(values: Any) -> Floats:
-    return np.array(list(values), np.float64)
-
-
-def _drawn(means: list[float], q95s: list[float]) -> tuple[Floats, Floats]:
-    sigma = np.array([log_normal_sigma(m, q) for m, q in zip(means, q95s, strict=True)])
-    return np.array(means) * np.exp(-0.5 * sigma * sigma), sigma
+def _drawn(mean: float, q95: float) -> tuple[float, float]:
+    """Median and sigma of the log-normal that seconds are drawn from."""
+    sigma = log_normal_sigma(mean, q95)
+    return mean * math.exp(-0.5 * sigma * sigma), sigma
 
 
 def ways_of(scenario: Scenario, up: Trace, down: Trace) -> tuple[Way, Way]:
@@ -101,7 +109,7 @@ def ways_of(scenario: Scenario, up: Trace, down: Trace) -> tuple[Way, Way]:
     return one, other
 
 
-def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Way) -> Rules:
+def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> Any:
     """Constants of a run.
 
     Raises:
@@ -114,56 +122,66 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Way) -> Ru
             f"{engine.compute_slots}; simulate in exact mode"
         )
     deadline_ms = scenario.work.deadline_ms
-    rtt_s = float(up.rtt.values.min())
-    remote = table.cloud_median_s[table.remote]
+    rtt_s = float(rtt_of(scenario, up).min())
+    remote = table.table["cloud_median_s"][table.table["remote"]]
     quickest = 0.5 * float(remote.min()) if remote.size else 0.0
-    return Rules(
-        timed=deadline_ms is not None,
-        deadline_s=math.inf if deadline_ms is None else deadline_ms / 1e3,
-        margin_s=engine.margin_s,
-        slack_s=engine.guard_slack_s,
-        timeout_s=engine.default_timeout_s,
-        patience_s=engine.patience_s,
-        max_in_flight=engine.max_in_flight,
-        max_attempts=engine.max_attempts,
-        overdue_factor=engine.overdue_factor,
-        overdue_min_s=engine.overdue_min_s,
-        breaker_failures=engine.breaker_failures,
-        probe_base_s=engine.probe_base_s,
-        probe_max_s=engine.probe_max_s,
-        ping_s=engine.ping_interval_s,
-        ping_idle_s=engine.ping_idle_max_s,
-        ping_timeout_s=engine.ping_timeout_s,
-        retry_base_s=engine.retry_base_s,
-        retry_max_s=engine.retry_max_s,
-        retry_jitter=engine.retry_jitter,
-        ping_bytes=sizes.PING,
-        pong_bytes=sizes.PONG,
-        cancel_bytes=sizes.CANCEL,
-        refusal_bytes=sizes.refuse(Refusal.BUSY, "it would wait 0.123 s, 0.123 s are left"),
-        compute_w=power.compute_w,
-        idle_w=power.idle_w,
-        j_per_bit_up=power.j_per_bit_up,
-        j_per_bit_down=power.j_per_bit_down,
-        tail_w=power.tail_w,
-        tail_s=power.tail_s,
-        battery_j=math.inf if part.battery_j is None else part.battery_j,
-        battery_interval_s=part.battery_interval_s,
-        charge=part.charge,
-        shared_cell=part.shared_cell,
-        back_s=max(_LEAST_S, 0.5 * rtt_s),
-        lookahead_s=max(_LEAST_S, 0.5 * rtt_s + quickest + 2.0 * shell.cloud_ms / 1e3),
-        executors=scenario.cloud.executors,
-        max_rows=scenario.cloud.max_rows,
-        max_wait_s=scenario.cloud.max_wait_ms / 1e3,
-        per_row=scenario.cloud.per_row,
-        queue_requests=scenario.cloud.queue_requests,
-        stage_s=shell.stage_ms / 1e3,
-        send_s=shell.send_ms / 1e3,
-        receive_s=shell.receive_ms / 1e3,
-        hand_s=shell.cloud_ms / 1e3,
-        cuts=_cuts(scenario, float(up.rtt.values.mean())),
-    )
+    rules = {
+        "timed": deadline_ms is not None,
+        "deadline_s": math.inf if deadline_ms is None else deadline_ms / 1e3,
+        "margin_s": engine.margin_s,
+        "slack_s": engine.guard_slack_s,
+        "timeout_s": engine.default_timeout_s,
+        "patience_s": engine.patience_s,
+        "max_in_flight": engine.max_in_flight,
+        "max_attempts": engine.max_attempts,
+        "overdue_factor": engine.overdue_factor,
+        "overdue_min_s": engine.overdue_min_s,
+        "breaker_failures": engine.breaker_failures,
+        "probe_base_s": engine.probe_base_s,
+        "probe_max_s": engine.probe_max_s,
+        "ping_s": engine.ping_interval_s,
+        "ping_idle_s": engine.ping_idle_max_s,
+        "ping_timeout_s": engine.ping_timeout_s,
+        "retry_base_s": engine.retry_base_s,
+        "retry_max_s": engine.retry_max_s,
+        "retry_jitter": engine.retry_jitter,
+        "ping_bytes": sizes.PING,
+        "pong_bytes": sizes.PONG,
+        "cancel_bytes": sizes.CANCEL,
+        "refusal_bytes": sizes.refuse(Refusal.BUSY, "it would wait 0.123 s, 0.123 s are left"),
+        "compute_w": power.compute_w,
+        "idle_w": power.idle_w,
+        "j_per_bit_up": power.j_per_bit_up,
+        "j_per_bit_down": power.j_per_bit_down,
+        "tail_w": power.tail_w,
+        "tail_s": power.tail_s,
+        "battery_j": math.inf if part.battery_j is None else part.battery_j,
+        "battery_interval_s": part.battery_interval_s,
+        "charge": part.charge,
+        "shared_cell": part.shared_cell,
+        "back_s": max(_LEAST_S, 0.5 * rtt_s),
+        "lookahead_s": max(_LEAST_S, 0.5 * rtt_s + quickest + 2.0 * shell.cloud_ms / 1e3),
+        "executors": scenario.cloud.executors,
+        "max_rows": scenario.cloud.max_rows,
+        "max_wait_s": scenario.cloud.max_wait_ms / 1e3,
+        "per_row": scenario.cloud.per_row,
+        "queue_requests": scenario.cloud.queue_requests,
+        "stage_s": shell.stage_ms / 1e3,
+        "send_s": shell.send_ms / 1e3,
+        "receive_s": shell.receive_ms / 1e3,
+        "hand_s": shell.cloud_ms / 1e3,
+        "longest_s": table.longest_s,
+    }
+    assert RULES.names is not None
+    return np.array([tuple(rules[name] for name in RULES.names)], RULES).view(np.recarray)[0]
+
+
+def rtt_of(scenario: Scenario, up: Trace) -> Floats:
+    """Round-trip seconds without queueing, all there are."""
+    part = scenario.channel
+    if part.rtt_ms is not None:
+        return np.array([part.rtt_ms / 1e3])
+    return up.rtt.value if up.rtt is not None else np.zeros(1)
 
 
 def _cuts(scenario: Scenario, rtt_s: float) -> Floats:
@@ -178,11 +196,11 @@ def _cuts(scenario: Scenario, rtt_s: float) -> Floats:
     return np.array(edges, np.float64)
 
 
-def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way, period_s: float) -> World:
+def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trace) -> World:
     """All devices at second 0, connected, nothing asked yet."""
     count = scenario.device.count
     device = np.zeros(count, DEVICE)
-    starts = [start_s(scenario, i, period_s) for i in range(count)]
+    starts = [start_s(scenario, i, up.duration_s) for i in range(count)]
     device["start_s"] = starts
     device["head"] = device["tail"] = NONE
     device["stands"] = NONE
@@ -199,26 +217,29 @@ def world_of(scenario: Scenario, rules: Rules, table: Table, up: Way, down: Way,
     device["read_at"] = 0.0 if rules.battery_j < np.inf else np.inf
     links = np.zeros(2 if rules.shared_cell else 2 * count, LINK)
     slots = max(64, 2 * count)
-    cloud_s = float(table.cloud_s[table.remote].mean()) if table.remote.any() else 0.0
+    remote = table.table["remote"]
+    cloud_s = float(table.table["cloud_s"][remote].mean()) if remote.any() else 0.0
+    one, other = ways_of(scenario, up, down)
     world = World(
         device=device.view(np.recarray),
         slot=np.zeros(slots, SLOT).view(np.recarray),
         ended=np.zeros(slots, ENDED).view(np.recarray),
-        free=np.arange(slots)[::-1].copy(),
-        air=np.zeros(slots, np.int64),
-        cloud=np.zeros(slots, np.int64),
-        back=np.zeros(slots + count, np.int64),
-        busy=np.zeros(rules.executors),
-        waiting=np.zeros(slots, np.int64),
+        pools=np.zeros((6, slots + count), np.int64),
         counts=np.zeros(6, np.int64),
         clock=np.array([0.0, cloud_s, np.inf]),
         links=links.view(np.recarray),
         estimators=estimators(count, scenario.link),
-        up=up,
-        down=down,
-        table=table,
+        busy=np.zeros(rules.executors),
+        up=one,
+        down=other,
+        table=table.table,
+        exits=table.exits,
+        fallbacks=table.fallbacks,
+        answers=table.answers,
+        cuts=_cuts(scenario, float(rtt_of(scenario, up).mean())),
         rules=rules,
     )
+    world.pools[FREE, :slots] = np.arange(slots)[::-1]
     world.counts[FREE] = slots
     return world
 
@@ -231,19 +252,13 @@ def with_room(world: World, requests: int) -> World:
     more = max(slots, requests)
 
     def longer(array: Any) -> Any:
-        grown = np.zeros(len(array) + more, array.dtype)
-        grown[: len(array)] = array
+        grown = np.zeros((*array.shape[:-1], array.shape[-1] + more), array.dtype)
+        grown[..., : array.shape[-1]] = array
         return grown
 
-    free = longer(world.free)
-    free[world.counts[FREE] : world.counts[FREE] + more] = np.arange(slots, slots + more)
+    pools = longer(world.pools)
+    pools[FREE, world.counts[FREE] : world.counts[FREE] + more] = np.arange(slots, slots + more)
     world.counts[FREE] += more
     return world._replace(
-        slot=longer(world.slot).view(np.recarray),
-        ended=longer(world.ended).view(np.recarray),
-        free=free,
-        air=longer(world.air),
-        cloud=longer(world.cloud),
-        back=longer(world.back),
-        waiting=longer(world.waiting),
+        slot=longer(world.slot).view(np.recarray), ended=longer(world.ended).view(np.recarray), pools=pools
     )

@@ -12,7 +12,6 @@ from splitedge.sim.fleet_estimate import Estimators
 from splitedge.sim.fleet_link import Way
 
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 NONE = -1
 #: `option` of a request that a filter answered by the class that means nothing.
@@ -28,7 +27,7 @@ CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 ERRORS = ("", "DeadlineExceeded", "CloudUnavailable", "CloudBusy", "Rejected")
 NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
 
-#: Counters of `World.counts`.
+#: Places in `World.pools` and `World.counts`.
 FREE, DONE, AIR, CLOUD, WAITING, BACK = range(6)
 
 #: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
@@ -152,119 +151,122 @@ ENDED = np.dtype(
 )
 
 
-class Table(NamedTuple):
-    """The option table and the answers to real rows, as arrays; the order is that of the options.
+#: One option: of `Option`, times as `slower` makes them, and what its place in the table implies.
+OPTION = np.dtype(
+    [
+        ("remote", "?"),
+        ("on_head", "?"),  # whether its compute begins with the head's
+        ("gated", "?"),  # whether it has a filter
+        ("gate_exit", "i8"),  # the option whose answer that keeps, or NONE
+        ("route", "i8"),  # code
+        ("before", "i8"),  # exits on the way to it: those of depth below this
+        ("depth", "i8"),  # of an exit; NONE for other options
+        ("lane", "i8"),  # options of equal lanes may share a batch
+        ("edge_s", "f8"),
+        ("edge_q95_s", "f8"),
+        ("cloud_s", "f8"),
+        ("cloud_q95_s", "f8"),
+        ("bytes_up_q95", "f8"),
+        ("bytes_down", "f8"),
+        ("accuracy", "f8"),
+        ("edge_median_s", "f8"),  # what its seconds are drawn from
+        ("edge_sigma", "f8"),
+        ("cloud_median_s", "f8"),
+        ("cloud_sigma", "f8"),
+    ],
+    align=True,
+)
 
-    Attributes:
-        remote: whether the cloud computes any of it.
-        route: its place in `ROUTES`.
-        edge_s, edge_q95_s, cloud_s, bytes_down, accuracy: of `Option`, times as `slower` makes them.
-        on_head: whether its compute begins with the head's.
-        before: exits on the way to it: those of depth below this.
-        depth: of an exit; -1 for other options.
-        exits: options that are exits, by depth.
-        fallbacks: options that need no cloud, the most accurate first.
-        lane: options of equal lanes may share a batch.
-        gated: whether it has a filter; `gate_exit` the option whose answer that keeps, or -1.
-        longest_s: mean compute seconds of the longest way to an option.
-        edge_median_s, edge_sigma, cloud_median_s, cloud_sigma: what the seconds are drawn from.
-        confidence, right, nbytes: by (option, row).
-    """
+#: What an option says to a row.
+ANSWER = np.dtype([("confidence", "f8"), ("message", "f8"), ("right", "?")], align=True)
 
-    remote: Bools
-    route: Ints
-    edge_s: Floats
-    edge_q95_s: Floats
-    cloud_s: Floats
-    cloud_q95_s: Floats
-    bytes_up_q95: Floats
-    bytes_down: Floats
-    accuracy: Floats
-    on_head: Bools
-    before: Ints
-    depth: Ints
-    exits: Ints
-    fallbacks: Ints
-    lane: Ints
-    gated: Bools
-    gate_exit: Ints
-    longest_s: float
-    edge_median_s: Floats
-    edge_sigma: Floats
-    cloud_median_s: Floats
-    cloud_sigma: Floats
-    confidence: Floats
-    right: Bools
-    nbytes: Floats
-
-
-class Rules(NamedTuple):
-    """Constants of a run, in seconds, joules, bytes: of `EngineSettings`, `PowerModel` and the scenario."""
-
-    timed: bool
-    deadline_s: float
-    margin_s: float
-    slack_s: float
-    timeout_s: float
-    patience_s: float
-    max_in_flight: int
-    max_attempts: int
-    overdue_factor: float
-    overdue_min_s: float
-    breaker_failures: int
-    probe_base_s: float
-    probe_max_s: float
-    ping_s: float
-    ping_idle_s: float
-    ping_timeout_s: float
-    retry_base_s: float
-    retry_max_s: float
-    retry_jitter: float
-    ping_bytes: float
-    pong_bytes: float
-    cancel_bytes: float
-    refusal_bytes: float
-    compute_w: float
-    idle_w: float
-    j_per_bit_up: float
-    j_per_bit_down: float
-    tail_w: float
-    tail_s: float
-    battery_j: float  # inf on mains
-    battery_interval_s: float
-    charge: float
-    shared_cell: bool
-    back_s: float  # nor than this after the reply has left it
-    lookahead_s: float  # the reply can not come sooner than this after the message is in the cloud
-    executors: int
-    max_rows: int
-    max_wait_s: float
-    per_row: float
-    queue_requests: int
-    stage_s: float  # of the shells, see `ShellPart`
-    send_s: float
-    receive_s: float
-    hand_s: float
-    cuts: Floats  # seconds at which the link is lost and back, in turn
+#: Constants of a run, in seconds, joules, bytes: of `EngineSettings`, `PowerModel` and the scenario.
+RULES = np.dtype(
+    [
+        ("timed", "?"),
+        ("deadline_s", "f8"),
+        ("margin_s", "f8"),
+        ("slack_s", "f8"),
+        ("timeout_s", "f8"),
+        ("patience_s", "f8"),
+        ("max_in_flight", "i8"),
+        ("max_attempts", "i8"),
+        ("overdue_factor", "f8"),
+        ("overdue_min_s", "f8"),
+        ("breaker_failures", "i8"),
+        ("probe_base_s", "f8"),
+        ("probe_max_s", "f8"),
+        ("ping_s", "f8"),
+        ("ping_idle_s", "f8"),
+        ("ping_timeout_s", "f8"),
+        ("retry_base_s", "f8"),
+        ("retry_max_s", "f8"),
+        ("retry_jitter", "f8"),
+        ("ping_bytes", "f8"),
+        ("pong_bytes", "f8"),
+        ("cancel_bytes", "f8"),
+        ("refusal_bytes", "f8"),
+        ("compute_w", "f8"),
+        ("idle_w", "f8"),
+        ("j_per_bit_up", "f8"),
+        ("j_per_bit_down", "f8"),
+        ("tail_w", "f8"),
+        ("tail_s", "f8"),
+        ("battery_j", "f8"),  # inf on mains
+        ("battery_interval_s", "f8"),
+        ("charge", "f8"),
+        ("shared_cell", "?"),
+        ("back_s", "f8"),  # nor than this after it has left it
+        ("lookahead_s", "f8"),  # no reply can come sooner than this after its message is in the cloud
+        ("executors", "i8"),
+        ("max_rows", "i8"),
+        ("max_wait_s", "f8"),
+        ("per_row", "f8"),
+        ("queue_requests", "i8"),
+        ("stage_s", "f8"),  # of the shells, see `ShellPart`
+        ("send_s", "f8"),
+        ("receive_s", "f8"),
+        ("hand_s", "f8"),
+        ("longest_s", "f8"),  # mean compute seconds of the longest way to an option
+    ],
+    align=True,
+)
 
 
 class World(NamedTuple):
-    """Everything the loops read and write."""
+    """Everything the loops read and write.
 
-    device: Any  # record array of DEVICE
-    slot: Any  # of SLOT
-    ended: Any  # of ENDED, as many as slots
-    free: Ints  # slots that are free, a stack of counts[FREE]
-    air: Ints  # slots whose message waits for the shared cell
-    cloud: Ints  # slots whose message comes to the cloud
-    back: Ints  # slots whose reply leaves the cloud; -1 - device for an answer to a ping
-    busy: Floats  # second at which each executor is free
-    waiting: Ints  # slots in the cloud's queue, by arrival
+    Attributes:
+        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, as many as slots.
+        pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
+            it (-1 - device for an answer to a ping), shape (6, slots + devices).
+        counts: how many are in each pool, and how many have ended.
+        clock: see HORIZON, MEAN_S, BLOCKED.
+        busy: second at which each executor is free.
+        links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
+        estimators: of all devices.
+        up, down: the channel.
+        table: record array of OPTION; `exits` the options that are exits, by depth; `fallbacks` those that
+            need no cloud, the most accurate first.
+        answers: record array of ANSWER, (options, rows).
+        cuts: seconds at which the link is lost and back, in turn.
+        rules: a record of RULES.
+    """
+
+    device: Any
+    slot: Any
+    ended: Any
+    pools: Ints
     counts: Ints
     clock: Floats
-    links: Any  # of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell
+    busy: Floats
+    links: Any
     estimators: Estimators
     up: Way
     down: Way
-    table: Table
-    rules: Rules
+    table: Any
+    exits: Ints
+    fallbacks: Ints
+    answers: Any
+    cuts: Floats
+    rules: Any
