@@ -41,14 +41,25 @@ def compiled(function: F) -> F:
     """Compile a function of numbers, arrays, record arrays and named tuples of them at its first call; the
     result is kept on disk for the next process, where there is a folder that can be written.
     """
+    return _compile(function)
+
+
+def inner(function: F) -> F:
+    """The same for a function that only compiled ones call and that makes no arrays: no wrapper is made for
+    Python, and arrays' references are not counted, which takes most of the time in small functions.
+    """
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
+
+
+def _compile(function: F, **options: bool) -> F:
     if numba is None:
         return function
     kept = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = kept or str(_FOLDER)
-        made: F = numba.njit(cache=True, error_model="numpy")(function)
+        made: F = numba.njit(cache=True, error_model="numpy", **options)(function)
     except (RuntimeError, OSError):  # nowhere to keep it: compile in each process
-        made = numba.njit(error_model="numpy")(function)
+        made = numba.njit(error_model="numpy", **options)(function)
     finally:
         numba.config.CACHE_DIR = kept
     return made

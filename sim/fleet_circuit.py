@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_world import CLOSED, HALF_OPEN, OPEN
 
 
-@compiled
+@inner
 def usable(d: Any) -> bool:
     """Whether a request may be sent now."""
     return bool(d.connected == 1 and d.circuit == CLOSED)
 
 
-@compiled
+@inner
 def failure(d: Any, rules: Any, now: float) -> None:
     """A time-out, a lost connection."""
     d.failures += 1
@@ -28,7 +28,7 @@ def failure(d: Any, rules: Any, now: float) -> None:
     d.probe_at = now + d.backoff
 
 
-@compiled
+@inner
 def life(d: Any, rules: Any, now: float) -> bool:
     """A sign of life. True if that made the link usable again."""
     d.last_life = now
@@ -42,7 +42,7 @@ def life(d: Any, rules: Any, now: float) -> bool:
     return bool(d.connected == 1)
 
 
-@compiled
+@inner
 def silence(d: Any, rules: Any, now: float, sent_at: float) -> None:
     """No reply in time to what was sent at `sent_at`; requests under way together count once."""
     if d.last_life < sent_at and sent_at >= d.missed_at:
@@ -50,7 +50,7 @@ def silence(d: Any, rules: Any, now: float, sent_at: float) -> None:
         failure(d, rules, now)
 
 
-@compiled
+@inner
 def busy(d: Any, rules: Any, now: float) -> None:
     """A request arrived: pings at their shortest interval again."""
     if d.idle_pings > 0:
@@ -59,7 +59,7 @@ def busy(d: Any, rules: Any, now: float) -> None:
             d.ping_at = min(d.ping_at, now + rules.ping_s)
 
 
-@compiled
+@inner
 def next_ping(d: Any, rules: Any, now: float) -> None:
     """Put the next ping off: twice as long while no request arrives."""
     interval = rules.ping_s * 2.0**d.idle_pings
@@ -70,7 +70,7 @@ def next_ping(d: Any, rules: Any, now: float) -> None:
     d.ping_at = now + interval
 
 
-@compiled
+@inner
 def up(d: Any, rules: Any, now: float) -> bool:
     """The connection stands. True if requests may be sent."""
     d.connected = 1
@@ -83,7 +83,7 @@ def up(d: Any, rules: Any, now: float) -> bool:
     return usable(d)
 
 
-@compiled
+@inner
 def down(d: Any, rules: Any, now: float) -> None:
     """The connection is lost."""
     was = d.connected

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_end import release
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     BACK,
     CLOUD,
+    FREE_AT,
     HORIZON,
     IN_AIR,
     IN_CLOUD,
@@ -22,19 +23,19 @@ from splitedge.sim.fleet_world import (
 )
 
 
-@compiled
+@inner
 def start_of(w: World, device: int) -> float:
     """Where in the trace the link of a device began."""
     return float(w.device[0].start_s if w.rules.shared_cell else w.device[device].start_s)
 
 
-@compiled
+@inner
 def pair_of(w: World, device: int) -> int:
     """The place of a device's uplink in `World.links`; its downlink is the next."""
     return 0 if w.rules.shared_cell else 2 * device
 
 
-@compiled
+@inner
 def fly(w: World, s: int) -> None:
     """Carry a message that was sent at `sent_at` up to the cloud."""
     r = w.slot[s]
@@ -52,7 +53,7 @@ def fly(w: World, s: int) -> None:
         w.counts[CLOUD] += 1
 
 
-@compiled
+@inner
 def leave(w: World, s: int, at: float, nbytes: float) -> None:
     """A reply or a refusal is ready: it goes down when all that leaves before it has."""
     r = w.slot[s]
@@ -65,7 +66,7 @@ def leave(w: World, s: int, at: float, nbytes: float) -> None:
         w.counts[BACK] += 1
 
 
-@compiled
+@inner
 def come_back(w: World, s: int) -> None:
     """Bring down what leaves."""
     r = w.slot[s]
@@ -78,14 +79,14 @@ def come_back(w: World, s: int) -> None:
     d.wakes = min(d.wakes, r.reply_at)
 
 
-@compiled
+@inner
 def refuse(w: World, s: int, now: float, why: int) -> None:
     """Send a refusal in place of a reply; `why` is an error's code."""
     w.slot[s].refused = why
     leave(w, s, now, w.rules.refusal_bytes)
 
 
-@compiled
+@inner
 def serve(w: World, s: int, begun: float, ends: float) -> None:
     """The cloud worked on it from `begun` to `ends`; it says nothing if it was told meanwhile not to."""
     r = w.slot[s]
@@ -98,7 +99,7 @@ def serve(w: World, s: int, begun: float, ends: float) -> None:
         leave(w, s, ends, w.table[r.encoded].bytes_down)
 
 
-@compiled
+@inner
 def seconds(w: World, s: int) -> float:
     """Seconds of decoder and tail for one request alone."""
     r = w.slot[s]
@@ -107,7 +108,7 @@ def seconds(w: World, s: int) -> float:
     return float(drawn)
 
 
-@compiled
+@inner
 def resolve(w: World, s: int, until: float, force: bool) -> float:
     """The first second at which there may be a reply to a message, where that is not known; inf where it is.
 
@@ -122,7 +123,7 @@ def resolve(w: World, s: int, until: float, force: bool) -> float:
             return float(soonest)
         fly(w, s)
     if r.state == IN_CLOUD:
-        begun = max(r.cloud_at, w.busy.min())
+        begun = max(r.cloud_at, w.clock[FREE_AT])
         soonest = max(begun, horizon) + rules.lookahead_s
         queue = w.counts[WAITING] * w.clock[MEAN_S] * rules.per_row / len(w.busy)
         if not force or soonest + queue > until:

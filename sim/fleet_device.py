@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_cloud import resolve
 from splitedge.sim.fleet_end import (
     answer_in_hand,
@@ -29,7 +29,7 @@ FALLBACK_BEGINS, STAGE_BEGINS, UNKNOWN = 9, 10, 11
 THERE, STANDS, WAITS = range(3)
 
 
-@compiled
+@inner
 def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int, int]:
     """The next event of a device by `until`: its second, what it is, and which slot it is of; the first
     second at which there may be one where there is none.
@@ -77,7 +77,7 @@ def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int,
     return when, what, which
 
 
-@compiled
+@inner
 def advance(w: World, device: int, until: float, force: bool) -> int:
     """Let all that happens on a device by `until` happen, as far as it can; gives how far it came.
 
@@ -100,7 +100,7 @@ def advance(w: World, device: int, until: float, force: bool) -> int:
     return STANDS
 
 
-@compiled
+@inner
 def _do(w: World, device: int, now: float, what: int, s: int) -> None:
     if what == LINK:
         link_event(w, device, now)
@@ -127,7 +127,7 @@ def _do(w: World, device: int, now: float, what: int, s: int) -> None:
         overdue(w, s, now)
 
 
-@compiled
+@inner
 def queue_stage(w: World, s: int, now: float) -> None:
     """Queue the next stage on the way to the target: `Engine._advance`."""
     r = w.slot[s]
@@ -136,7 +136,7 @@ def queue_stage(w: World, s: int, now: float) -> None:
     r.stage_at = now
 
 
-@compiled
+@inner
 def _stage_begins(w: World, s: int, now: float) -> None:
     r = w.slot[s]
     d = w.device[r.owner]
@@ -147,7 +147,7 @@ def _stage_begins(w: World, s: int, now: float) -> None:
     d.joules += (r.stage_s - w.rules.stage_s) * w.rules.compute_w
 
 
-@compiled
+@inner
 def _stage_ends(w: World, s: int, now: float) -> None:
     """An exit or the local model gave an answer, or a payload is ready: `Engine._stage_done`."""
     r = w.slot[s]
@@ -179,7 +179,7 @@ def _stage_ends(w: World, s: int, now: float) -> None:
         offer(w, s, now)
 
 
-@compiled
+@inner
 def _guard(w: World, s: int, now: float) -> None:
     """The last moment to begin a fall-back has come."""
     r = w.slot[s]
@@ -192,7 +192,7 @@ def _guard(w: World, s: int, now: float) -> None:
         run_fallback(w, s, now, best)
 
 
-@compiled
+@inner
 def _fallback_ends(w: World, s: int, now: float) -> None:
     r = w.slot[s]
     option = r.fallback

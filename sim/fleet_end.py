@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from splitedge.policy import Route
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import silence
 from splitedge.sim.fleet_estimate import QUANTITIES, RTT, estimate, observe_stall
 from splitedge.sim.fleet_link import carry
@@ -33,7 +33,7 @@ _EXIT = ROUTES.index(Route.EXIT.value)
 _EPS = 1e-9
 
 
-@compiled
+@inner
 def release(w: World, s: int) -> None:
     """Take an ended request out of its device's list, for nothing of it is to come."""
     r = w.slot[s]
@@ -56,7 +56,7 @@ def release(w: World, s: int) -> None:
         w.counts[FREE] += 1
 
 
-@compiled
+@inner
 def radio(w: World, d: Any, now: float) -> float:
     """Joules of the radio's tail that a transfer at `now` adds: `PowerModel.tail_joules`."""
     joules = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.radio_at))
@@ -64,7 +64,7 @@ def radio(w: World, d: Any, now: float) -> float:
     return float(joules)
 
 
-@compiled
+@inner
 def transfer(w: World, d: Any, now: float, nbytes: float, j_per_bit: float) -> None:
     """Draw a message's joules from the battery."""
     tail_j = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.awake_at))
@@ -72,7 +72,7 @@ def transfer(w: World, d: Any, now: float, nbytes: float, j_per_bit: float) -> N
     d.joules += 8.0 * nbytes * j_per_bit + tail_j
 
 
-@compiled
+@inner
 def end(w: World, s: int, now: float, option: int, confidence: float, error: int) -> None:
     """The one end of a request: `option` NONE for an error, NOTHING for a filter's class."""
     r = w.slot[s]
@@ -110,7 +110,7 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
         release(w, s)
 
 
-@compiled
+@inner
 def _cancel(w: World, s: int, now: float) -> None:
     """Tell the cloud that nobody waits: no reply comes if it hears that before it is done."""
     r = w.slot[s]
@@ -123,7 +123,7 @@ def _cancel(w: World, s: int, now: float) -> None:
         r.reply_at = np.inf
 
 
-@compiled
+@inner
 def end_filtered(w: World, s: int, now: float) -> None:
     """The filter of the option just encoded keeps the payload here."""
     r = w.slot[s]
@@ -136,7 +136,7 @@ def end_filtered(w: World, s: int, now: float) -> None:
     r.target = target
 
 
-@compiled
+@inner
 def unguard(w: World, s: int) -> None:
     """No fall-back is needed any more."""
     r = w.slot[s]
@@ -146,7 +146,7 @@ def unguard(w: World, s: int) -> None:
     r.guarded_s = 0.0
 
 
-@compiled
+@inner
 def cost(w: World, s: int, option: int, quantile: bool) -> float:
     """Compute seconds of what is left of an option: `Paths.cost_s`."""
     table = w.table
@@ -154,13 +154,13 @@ def cost(w: World, s: int, option: int, quantile: bool) -> float:
     return float(max(0.0, seconds - w.slot[s].sunk_s) if table[option].on_head else seconds)
 
 
-@compiled
+@inner
 def residual(d: Any, now: float) -> float:
     """Expected seconds until the device is free: `ComputeQueue.residual_s`."""
     return float(max(0.0, d.expected - now) if d.free > now else 0.0)
 
 
-@compiled
+@inner
 def drawn(w: World, s: int, option: int) -> float:
     """Compute seconds that what is left of an option really takes."""
     table = w.table
@@ -171,7 +171,7 @@ def drawn(w: World, s: int, option: int) -> float:
     return float(seconds + w.rules.stage_s)
 
 
-@compiled
+@inner
 def best_fallback(w: World, s: int, now: float) -> int:
     """The most accurate option the device can answer by in time, leaving others the time for theirs;
     the fastest where none fits, NONE where the device can not answer.
@@ -211,7 +211,7 @@ def best_fallback(w: World, s: int, now: float) -> int:
     return int(best if best != NONE else fastest)
 
 
-@compiled
+@inner
 def guard_from(w: World, s: int, now: float) -> None:
     """Set the second at which the fall-back must begin: `Settling._guard_from`."""
     r = w.slot[s]
@@ -233,7 +233,7 @@ def guard_from(w: World, s: int, now: float) -> None:
     r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
 
 
-@compiled
+@inner
 def run_fallback(w: World, s: int, now: float, option: int) -> None:
     """Have `option` computed as soon as the device is free."""
     r = w.slot[s]
@@ -249,7 +249,7 @@ def run_fallback(w: World, s: int, now: float, option: int) -> None:
     r.guarded_s = seconds
 
 
-@compiled
+@inner
 def begin_fallback(w: World, s: int, now: float) -> None:
     """The device is free for it: the option is chosen anew, for others may have come."""
     r = w.slot[s]
@@ -268,14 +268,14 @@ def begin_fallback(w: World, s: int, now: float) -> None:
     d.joules += (r.fallback_s - w.rules.stage_s) * w.rules.compute_w
 
 
-@compiled
+@inner
 def answer_in_hand(w: World, s: int, now: float) -> None:
     """Give the best answer there is without the cloud."""
     r = w.slot[s]
     end(w, s, now, r.in_hand, r.sure, NO_ERROR)
 
 
-@compiled
+@inner
 def keep(w: World, s: int, option: int) -> None:
     """An answer of the device is there; the one most likely right is kept in hand."""
     r = w.slot[s]
@@ -285,13 +285,13 @@ def keep(w: World, s: int, option: int) -> None:
     unguard(w, s)
 
 
-@compiled
+@inner
 def known(w: World, option: int, confidence: float) -> float:
     """The confidence where there is one, else the option's accuracy."""
     return float(w.table[option].accuracy if np.isnan(confidence) else confidence)
 
 
-@compiled
+@inner
 def missed(w: World, s: int, now: float) -> None:
     """No reply in time: evidence on the link."""
     r = w.slot[s]
@@ -302,7 +302,7 @@ def missed(w: World, s: int, now: float) -> None:
         silence(w.device[r.owner], w.rules, now, r.sent_at)
 
 
-@compiled
+@inner
 def expire(w: World, s: int, now: float) -> None:
     """The request's last second."""
     r = w.slot[s]
@@ -315,7 +315,7 @@ def expire(w: World, s: int, now: float) -> None:
         end(w, s, now, NONE, np.nan, UNAVAILABLE)
 
 
-@compiled
+@inner
 def fall_back(w: World, s: int, now: float, error: int) -> None:
     """The target is out of reach: answer without the cloud, or end in an error."""
     r = w.slot[s]

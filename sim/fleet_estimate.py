@@ -13,7 +13,7 @@ import numpy as np
 
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings, Prior
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import compiled, inner
 from splitedge.sim.curves import Floats
 
 UP, DOWN, RTT, QUEUE = 0, 1, 2, 3
@@ -139,7 +139,7 @@ def _begin(column: Any, prior: Prior, limits: tuple[float, float], z: float) -> 
     column["z"], column["tail"] = z, 0.1 if z == _Z90 else 0.05
 
 
-@compiled
+@inner
 def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: float) -> None:
     """A sample into the sorted window; those too many or too old leave it."""
     values, weights, seconds = window[0], window[1], window[2]
@@ -165,7 +165,7 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
     q.weight = weight if n == 0 else q.weight + weight
 
 
-@compiled
+@inner
 def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weight: float) -> None:
     """Take a sample of a quantity: what is usual, the window, the moving mean."""
     value = min(q.most, max(q.least, value))
@@ -195,7 +195,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     q.at = -np.inf
 
 
-@compiled
+@inner
 def _summarise(q: Any, window: Any) -> None:
     """Logarithms of mean, low and high of the evidence."""
     values, weights = window[0], window[1]
@@ -215,7 +215,7 @@ def _summarise(q: Any, window: Any) -> None:
     q.stale = 0
 
 
-@compiled
+@inner
 def _trust(e: Estimators, q: Any, now: float) -> float:
     age = max(0.0, now - q.newest)
     return float(
@@ -242,7 +242,7 @@ def estimate(e: Estimators, at: int, now: float) -> tuple[float, float, float]:
     return q.kept, q.kept_low, q.kept_high
 
 
-@compiled
+@inner
 def _observe_least(q: Any, now: float, value: float) -> None:
     if now - q.min_since > _BASE_WINDOW_S:
         q.min_last, q.min_now, q.min_since = q.min_now, np.inf, now

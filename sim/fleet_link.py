@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import compiled, inner
 from splitedge.sim.curves import PACKET_BITS, SLACK_BITS, Capacity, Floats, Opportunities, Series
 from splitedge.sim.link import Channel
 
@@ -87,7 +87,7 @@ def _guide(keys: Floats, end: float) -> tuple[Floats, float]:
     return guide.astype(np.float64), scale
 
 
-@compiled
+@inner
 def _find(data: Floats, n: int, buckets: int, per_key: float, keys: int, guide: int, key: float) -> int:
     """Index of the last key that is not above `key` (at least 0); as `bisect_right(keys, key) - 1`."""
     bucket = min(int(key * per_key), buckets - 1)
@@ -106,13 +106,13 @@ def _find(data: Floats, n: int, buckets: int, per_key: float, keys: int, guide: 
     return low
 
 
-@compiled
+@inner
 def _rate(w: Way, t: float) -> int:
     a = w.at
     return _find(w.data, a.rates_n, a.rates_buckets, a.rates_per_key, a.rates_keys, a.rates_guide, t)
 
 
-@compiled
+@inner
 def _offered_before(w: Way, t: float) -> int:
     """How many opportunities come before `t`, as `bisect_left`."""
     i = _rate(w, t)
@@ -121,7 +121,7 @@ def _offered_before(w: Way, t: float) -> int:
     return i + 1
 
 
-@compiled
+@inner
 def _sum_below(w: Way, bits: float) -> int:
     """Index of the last sample before which fewer than `bits` were offered."""
     a = w.at
@@ -170,7 +170,7 @@ def time_of(w: Way, bits: float) -> float:
     return float(lap * a.rates_end + w.data[a.rates_keys + i] + more)
 
 
-@compiled
+@inner
 def one_way(w: Way, t: float) -> float:
     """Seconds of propagation of what leaves at second `t` of the trace."""
     a = w.at
@@ -181,7 +181,7 @@ def one_way(w: Way, t: float) -> float:
     return float(0.5 * w.data[a.rtt_keys + a.rtt_n + i])
 
 
-@compiled
+@inner
 def _last_bits(w: Way) -> float:
     return float(PACKET_BITS * w.at.rates_n if w.at.packets else w.at.sums_end)
 
@@ -209,7 +209,7 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
     return float(link.last_arrival)
 
 
-@compiled
+@inner
 def drop_queue(link: Any, w: Way, start_s: float, now: float) -> None:
     """Forget what is queued: `Link.clear`."""
     link.served = min(link.served, bits_by(w, min(now + start_s, w.at.ends_s)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import compiled, inner
 from splitedge.sim.fleet_cloud import come_back, fly, pair_of, refuse, seconds, serve, start_of
 from splitedge.sim.fleet_device import advance
 from splitedge.sim.fleet_link import carry
@@ -20,6 +20,7 @@ from splitedge.sim.fleet_world import (
     CLOUD,
     DEADLINE,
     FREE,
+    FREE_AT,
     GONE,
     HORIZON,
     IN_AIR,
@@ -70,7 +71,7 @@ def _due(w: World, counter: int, horizon: float, state: int) -> Ints:
     return due[:found][np.argsort(times[:found])]
 
 
-@compiled
+@inner
 def _unpool(w: World, s: int) -> None:
     r = w.slot[s]
     r.pooled = 0
@@ -79,10 +80,10 @@ def _unpool(w: World, s: int) -> None:
         w.counts[FREE] += 1
 
 
-@compiled
+@inner
 def _wait_s(w: World, now: float) -> float:
     """Predicted wait of a request that comes now: what runs, and what waits."""
-    wait = max(0.0, w.busy.min() - now)
+    wait = max(0.0, w.clock[FREE_AT] - now)
     waiting = w.counts[WAITING]
     if waiting > 0:
         mean, share = w.clock[MEAN_S], w.rules.per_row
@@ -90,7 +91,7 @@ def _wait_s(w: World, now: float) -> float:
     return float(wait)
 
 
-@compiled
+@inner
 def _admit(w: World, s: int) -> None:
     """Take a message in, or refuse it: the queue is full, or it would wait longer than it has left."""
     r = w.slot[s]
@@ -104,7 +105,7 @@ def _admit(w: World, s: int) -> None:
     w.counts[WAITING] += 1
 
 
-@compiled
+@inner
 def _starts_at(w: World) -> float:
     """When the next batch begins, if nothing more comes."""
     if w.counts[WAITING] == 0:
@@ -117,15 +118,29 @@ def _starts_at(w: World) -> float:
             rows += w.table[w.slot[w.pools[WAITING, i]].encoded].lane == lane
         if rows < w.rules.max_rows:
             at += w.rules.max_wait_s
-    return float(max(at, w.busy.min()))
+    return float(max(at, w.clock[FREE_AT]))
 
 
-@compiled
+@inner
 def _hear(w: World, s: int, now: float) -> None:
     """Let a device that has given up on the cloud by `now` say so."""
     r = w.slot[s]
     if r.ended == 0 and min(r.answer_by, r.limit) < now:
         advance(w, r.owner, now, False)
+
+
+@inner
+def _occupy(w: World, until: float) -> None:
+    """Have the executor that is free first work until then."""
+    first = 0
+    for i in range(len(w.busy)):
+        if w.busy[i] < w.busy[first]:
+            first = i
+    w.busy[first] = until
+    least = until
+    for i in range(len(w.busy)):
+        least = min(least, w.busy[i])
+    w.clock[FREE_AT] = least
 
 
 @compiled
@@ -162,14 +177,14 @@ def _start(w: World, now: float) -> None:
     if rows == 0:
         return
     ends = now + most + rules.per_row * (total - most)
-    w.busy[np.argmin(w.busy)] = ends
+    _occupy(w, ends)
     for i in range(rows):
         _hear(w, batch[i], ends)
         _unpool(w, batch[i])
         serve(w, batch[i], now, ends)
 
 
-@compiled
+@inner
 def _pong(w: World, device: int) -> None:
     """Answer a ping, unless it was lost with its connection."""
     d = w.device[device]

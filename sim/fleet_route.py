@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import compiled, inner
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_circuit import busy, usable
 from splitedge.sim.fleet_device import STANDS, advance, queue_stage
@@ -123,7 +123,7 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
         seen.confidence[i] = np.nan
 
 
-@compiled
+@inner
 def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
     """What a policy sees of a request at `now`; a record keeps what its last decision saw."""
     r = w.slot[s]
@@ -145,7 +145,7 @@ def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
     seen.sunk_s[i] = r.sunk_s
 
 
-@compiled
+@inner
 def _queued_s(w: World, d: Any) -> float:
     """Expected seconds of the stages that wait for the device."""
     seconds = 0.0
@@ -176,7 +176,7 @@ def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
         _pursue(w, s, seen.t_s[i], choice[j], seen, i)
 
 
-@compiled
+@inner
 def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> None:
     """Go on towards the option wanted: `Engine._pursue`."""
     r = w.slot[s]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
 from splitedge.sim.fleet_cloud import fly, pair_of, start_of
 from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
@@ -35,7 +35,7 @@ _DRIFT = 100e-6  # of `ClockOffset`
 _LONG = 1e300  # seconds: known to come, not known when
 
 
-@compiled
+@inner
 def offer(w: World, s: int, now: float) -> None:
     """Send the payload, or have it wait for the link."""
     r = w.slot[s]
@@ -72,7 +72,7 @@ def offer(w: World, s: int, now: float) -> None:
         fly(w, s)
 
 
-@compiled
+@inner
 def flush(w: World, device: int, now: float) -> None:
     """The link is usable again: send what waited for it."""
     at = w.device[device].head
@@ -83,7 +83,7 @@ def flush(w: World, device: int, now: float) -> None:
         at = after
 
 
-@compiled
+@inner
 def replied(w: World, s: int, now: float) -> None:
     """The reply is here: it answers the request if that has not ended, and teaches the estimator."""
     r = w.slot[s]
@@ -113,7 +113,7 @@ def replied(w: World, s: int, now: float) -> None:
         flush(w, device, now)
 
 
-@compiled
+@inner
 def observe_clock(d: Any, now: float, up_s: float, down_s: float) -> None:
     """What `ClockOffset` makes of a round trip: half of what differs between the ways seems an offset."""
     bound = 0.5 * d.offset_delay + _DRIFT * max(0.0, now - d.offset_at)
@@ -122,7 +122,7 @@ def observe_clock(d: Any, now: float, up_s: float, down_s: float) -> None:
         d.offset_delay, d.offset_at = up_s + down_s, now
 
 
-@compiled
+@inner
 def _refused(w: World, s: int, now: float) -> None:
     """The cloud gave no answer: sent again where there is time for that, else answered here."""
     r = w.slot[s]
@@ -148,7 +148,7 @@ def _refused(w: World, s: int, now: float) -> None:
         flush(w, device, now)
 
 
-@compiled
+@inner
 def ping(w: World, device: int, now: float) -> None:
     """Probe the link with a small message."""
     d = w.device[device]
@@ -166,7 +166,7 @@ def ping(w: World, device: int, now: float) -> None:
         w.counts[BACK] += 1
 
 
-@compiled
+@inner
 def link_event(w: World, device: int, now: float) -> None:
     """Do what is due on a device's link at `now`: cut, pong, lost ping, probe, ping."""
     d = w.device[device]
@@ -200,7 +200,7 @@ def link_event(w: World, device: int, now: float) -> None:
             ping(w, device, now)
 
 
-@compiled
+@inner
 def link_wakes(w: World, d: Any) -> float:
     """Second of the next `link_event`."""
     at = d.pong_at
@@ -211,7 +211,7 @@ def link_wakes(w: World, d: Any) -> float:
     return float(at)
 
 
-@compiled
+@inner
 def lose(w: World, device: int, now: float) -> None:
     """The link is cut: what was under way is lost, and waits for it to come back."""
     d = w.device[device]
@@ -236,7 +236,7 @@ def lose(w: World, device: int, now: float) -> None:
         at = after
 
 
-@compiled
+@inner
 def overdue(w: World, s: int, now: float) -> None:
     """The reply is late by far."""
     r = w.slot[s]

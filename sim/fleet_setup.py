@@ -226,7 +226,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         ended=np.zeros(slots, ENDED).view(np.recarray),
         pools=np.zeros((6, slots + count), np.int64),
         counts=np.zeros(6, np.int64),
-        clock=np.array([0.0, cloud_s, np.inf]),
+        clock=np.array([0.0, cloud_s, np.inf, 0.0]),
         links=links.view(np.recarray),
         estimators=estimators(count, scenario.link),
         busy=np.zeros(rules.executors),

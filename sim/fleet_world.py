@@ -31,8 +31,9 @@ NO_ERROR, DEADLINE, UNAVAILABLE, BUSY, REJECTED = range(5)
 FREE, DONE, AIR, CLOUD, WAITING, BACK = range(6)
 
 #: Places in `World.clock`: all is known that comes to the cloud before this second; seconds of a request
-#: in the cloud, a moving average; the first second at which a device may hear what is not known yet.
-HORIZON, MEAN_S, BLOCKED = range(3)
+#: in the cloud, a moving average; the first second at which a device may hear what is not known yet; the
+#: first second at which an executor is free.
+HORIZON, MEAN_S, BLOCKED, FREE_AT = range(4)
 
 DEVICE = np.dtype(
     [
@@ -241,7 +242,7 @@ class World(NamedTuple):
         pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
             it (-1 - device for an answer to a ping), shape (6, slots + devices).
         counts: how many are in each pool, and how many have ended.
-        clock: see HORIZON, MEAN_S, BLOCKED.
+        clock: see HORIZON and the names beside it.
         busy: second at which each executor is free.
         links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
         estimators: of all devices.
