@@ -1,5 +1,5 @@
-"""The verbs `splitedge link`, `splitedge trace` and `splitedge demo`, found by the core's command line
-through the entry-point group `splitedge.commands`.
+"""The verbs `splitedge link`, `splitedge trace` (in `trace_commands.py`) and `splitedge demo`, found by the
+core's command line through the entry-point group `splitedge.commands`.
 """
 
 from __future__ import annotations
@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,16 +21,18 @@ from rich.live import Live
 from rich.table import Table
 
 from splitedge.errors import ConfigError
+from splitedge.sim.trace_commands import trace as trace
 
-out = Console()
+if TYPE_CHECKING:
+    from splitedge.sim.scenario import ChannelPart
+
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
-TraceFile = Annotated[Path, typer.Argument(help="Mahimahi or CSV trace, also .gz.")]
 
 
 def link(
-    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink: Mahimahi or CSV.")],
+    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink, of any format.")],
     to: Annotated[str, typer.Option(help="Where to pass bytes on to: the cloud, tcp://host:port.")],
     listen: Annotated[
         str, typer.Option(help="Where the edge connects instead of the cloud.")
@@ -46,11 +48,32 @@ def link(
         bool, typer.Option("--loop/--no-loop", help="Begin again at the end of the trace, or exit there.")
     ] = True,
     start_s: Annotated[float, typer.Option(help="Where in the trace to begin, seconds.", min=0.0)] = 0.0,
+    down_start_s: Annotated[
+        float | None,
+        typer.Option(help="Where the downlink begins in its trace; default: as the uplink.", min=0.0),
+    ] = None,
     buffer_kb: Annotated[int, typer.Option(help="Queue in each direction, kB.", min=1)] = 256,
     cut: Annotated[
         list[str] | None,
         typer.Option(help="Lose the link from A to B seconds after the start, as A-B. May be repeated."),
     ] = None,
+    outage: Annotated[
+        list[str] | None,
+        typer.Option(help="Stall both ways from A to B seconds after the start, as A-B. May be repeated."),
+    ] = None,
+    half_duplex: Annotated[
+        bool, typer.Option("--half-duplex", help="One medium for both ways: one of them sends at a time.")
+    ] = False,
+    loss: Annotated[
+        float, typer.Option(help="Share of packets lost and sent again, each way.", min=0.0, max=0.5)
+    ] = 0.0,
+    loss_burst: Annotated[
+        float | None, typer.Option(help="Mean packets lost in a row; default: independent losses.", min=1.0)
+    ] = None,
+    rto_ms: Annotated[
+        float, typer.Option(help="What a lost tail waits beyond a round trip.", min=0.0)
+    ] = 200.0,
+    seed: Annotated[int, typer.Option(help="The same seed loses the same packets.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print statistics as JSON on exit.")] = False,
 ) -> None:
     """Put a recorded channel between edge and cloud: a TCP proxy that replays capacity, queue and delay.
@@ -61,24 +84,41 @@ def link(
     [bold]Example[/bold]: splitedge link --trace lte.csv --to tcp://127.0.0.1:7070 --rtt-ms 45
     then start the edge with --cloud tcp://127.0.0.1:7071
     """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.link import Channel
+    from splitedge.sim.channel import channels_of, read_traces
     from splitedge.sim.pacer import Pacer, precise_loop
 
-    up = read_trace(trace)
-    down = read_trace(down_trace) if down_trace else up
-    rtt_s = None if rtt_ms is None else rtt_ms / 1e3
-    settings: dict[str, Any] = {"buffer_bytes": buffer_kb * 1000, "start_s": start_s, "loop": loop}
-    pacer = Pacer(
-        listen,
-        to,
-        # Both ways take the RTT of the first trace: there is one path.
-        Channel.of(up, "up", rtt_s=rtt_s, **settings),
-        Channel(down.capacity("down"), rtt_s if rtt_s is not None else (up.rtt or 0.0), **settings),
-        cuts=[_interval(text) for text in cut or []],
+    part = _part(
+        up=trace,
+        down=down_trace,
+        rtt_ms=rtt_ms,
+        start_s=start_s,
+        down_start_s=down_start_s,
+        loop=loop,
+        buffer_kb=buffer_kb,
+        cuts=tuple(_interval("--cut", text) for text in cut or []),
+        outages=tuple(_interval("--outage", text) for text in outage or []),
+        half_duplex=half_duplex,
+        loss=loss,
+        loss_burst=loss_burst,
+        rto_ms=rto_ms,
     )
+    up, down = channels_of(part, *read_traces(part), seed)
+    pacer = Pacer(listen, to, up, down, cuts=part.cuts, half_duplex=half_duplex)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         runner.run(_replay(pacer, f"{trace} -> {to}", as_json))
+
+
+def _part(**options: Any) -> ChannelPart:
+    from pydantic import ValidationError
+
+    from splitedge.sim.scenario import ChannelPart
+
+    try:
+        return ChannelPart(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name}: {first['msg']}, got {first.get('input')!r}") from error
 
 
 async def _replay(pacer: Any, title: str, as_json: bool) -> None:
@@ -138,123 +178,15 @@ def _status_table(stats: Any, title: str) -> Table:
     return table
 
 
-def _interval(text: str) -> tuple[float, float]:
+def _interval(option: str, text: str) -> tuple[float, float]:
     begin, _, end = text.partition("-")
     try:
-        return float(begin), float(end)
-    except ValueError as error:
-        raise ConfigError(f"--cut '{text}': write two numbers of seconds as A-B, say 20-25") from error
-
-
-# Traces ---------------------------------------------------------------------------------------------
-
-
-class Way(StrEnum):
-    """The two directions of a channel."""
-
-    UP = "up"
-    DOWN = "down"
-
-
-trace = typer.Typer(help="Look at, make and convert channel traces.", no_args_is_help=True)
-
-
-_ROWS = {
-    "mean": "mean",
-    "min": "low",
-    "5%": "p5",
-    "median": "p50",
-    "95%": "p95",
-    "max": "high",
-    "share of time at 0": "zero_share",
-    "longest time at 0, s": "longest_zero_s",
-    "samples or packets": "samples",
-}
-
-
-@trace.command()
-def info(path: TraceFile, as_json: Json = False) -> None:
-    """Show what a trace holds: capacity and RTT with quantiles and outages.
-
-    [bold]Example[/bold]: splitedge trace info lte.csv
-    """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.traces import summarise
-
-    read = read_trace(path)
-    parts = {"up": read.up, "down": read.down, "rtt": read.rtt}
-    if read.up is read.down:
-        parts = {"both ways": read.up, "rtt": read.rtt}
-    numbers = {name: summarise(part) for name, part in parts.items() if part is not None}
-    if as_json:
-        summary = {name.replace(" ", "_"): asdict(number) for name, number in numbers.items()}
-        sys.stdout.write(json.dumps({"source": read.source, "kind": read.kind, **summary}) + "\n")
-        return
-    table = Table(title=f"{path}  ({read.kind}, {read.duration_s:g} s)", title_justify="left")
-    table.add_column("")
-    for name in numbers:
-        table.add_column(f"{name}, {'ms' if name == 'rtt' else 'Mbit/s'}", justify="right")
-    for label, attribute in _ROWS.items():
-        table.add_row(label, *(f"{getattr(number, attribute):.4g}" for number in numbers.values()))
-    out.print(table)
-
-
-@trace.command()
-def plot(
-    path: TraceFile,
-    to: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("trace.png"),
-) -> None:
-    """Draw capacity and RTT over time to a PNG (needs the extra 'sim').
-
-    [bold]Example[/bold]: splitedge trace plot lte.csv --out lte.png
-    """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.plots import plot_trace
-
-    plot_trace(read_trace(path), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
-
-
-@trace.command()
-def synth(
-    to: Annotated[Path, typer.Argument(help="CSV to write.")],
-    seconds: Annotated[float, typer.Option(help="Length.", min=0.1)] = 300.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same trace.", min=0)] = 0,
-    up_mbps: Annotated[float, typer.Option(help="Median uplink in good coverage.", min=0.001)] = 6.0,
-    down_mbps: Annotated[float, typer.Option(help="Median downlink in good coverage.", min=0.001)] = 12.0,
-    rtt_ms: Annotated[float, typer.Option(help="RTT without queueing in good coverage.", min=0.0)] = 45.0,
-) -> None:
-    """Make an LTE-like trace: changing coverage, fading and short outages (see docs/channels.md).
-
-    [bold]Example[/bold]: splitedge trace synth lte.csv --seconds 120 --seed 7
-    """
-    from splitedge.sim.formats import write_csv
-    from splitedge.sim.synth import LteLike, lte_like
-
-    parameters = LteLike(up_mbps=up_mbps, down_mbps=down_mbps, rtt_s=rtt_ms / 1e3)
-    write_csv(lte_like(seconds, seed, parameters), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
-
-
-@trace.command()
-def convert(
-    path: TraceFile,
-    to: Annotated[Path, typer.Argument(help="File to write: .csv gives CSV, anything else Mahimahi.")],
-    direction: Annotated[Way, typer.Option(help="Which direction to write to a Mahimahi file.")] = Way.UP,
-    bin_s: Annotated[float, typer.Option(help="Bin of a CSV made from packets, seconds.", min=0.001)] = 0.1,
-) -> None:
-    """Convert between Mahimahi (one direction, packet opportunities) and CSV (rates).
-
-    [bold]Example[/bold]: splitedge trace convert lte.csv lte.up --direction up
-    """
-    from splitedge.sim.formats import read_trace, write_csv, write_mahimahi
-
-    read = read_trace(path)
-    if to.suffix == ".csv":
-        write_csv(read, to, bin_s)
-    else:
-        write_mahimahi(read.capacity("up" if direction is Way.UP else "down"), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
+        first, last = float(begin), float(end)
+    except ValueError:
+        first = last = math.nan
+    if not 0.0 <= first < last < math.inf:
+        raise ConfigError(f"{option} '{text}': write two growing numbers of seconds as A-B, say 20-25")
+    return first, last
 
 
 def demo(as_json: Json = False) -> None:

@@ -15,12 +15,13 @@ from splitedge.policy import Option, Policy
 from splitedge.power import PowerModel, power_profile
 from splitedge.record import Record
 from splitedge.sim.answers import Answers
+from splitedge.sim.channel import links_of
 from splitedge.sim.cloud import SimCloud
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import Battery, scaled
 from splitedge.sim.dry_run import Watched, rehearse
 from splitedge.sim.edge import Edge, Work
-from splitedge.sim.link import Channel, Link
+from splitedge.sim.link import Link
 from splitedge.sim.policies import policy_for
 from splitedge.sim.rows_out import RowsOut
 from splitedge.sim.scenario import Scenario
@@ -50,6 +51,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.stopped = False
         self._heap: list[tuple[float, int, Call, Any]] = []
         self._made = 0
 
@@ -58,13 +60,12 @@ class Clock:
         self._made += 1
         heappush(self._heap, (at, self._made, call, what))
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Make calls until `until()` holds."""
+    def run(self) -> None:
+        """Make calls until one sets `stopped`."""
         heap = self._heap
-        while not until():
-            at, _, call, what = heappop(heap)
-            self.now = at
-            call(at, what)
+        while not self.stopped:
+            self.now, _, call, what = heappop(heap)
+            call(self.now, what)
 
 
 def run_exact(
@@ -87,7 +88,7 @@ def run_exact(
 
     Returns:
         One row a request, in order of arrival, with all columns of `Record` (`reason` where
-        `engine.reasons` is on).
+        the scenario asks for `reasons`).
 
     Raises:
         ConfigError: the evaluation, a name or a number of the scenario can not be used.
@@ -137,7 +138,7 @@ class _World:
         self._total = total
         self._progress = progress
         self._clock = Clock()
-        self._out = RowsOut(scenario.engine.reasons)
+        self._out = RowsOut(scenario.reasons)
         self._cloud = SimCloud(scenario.cloud, options, self._clock.later)
 
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
@@ -147,7 +148,8 @@ class _World:
         for device in range(scenario.device.count):
             links = shared if shared is not None else _links(scenario, up, down, device)
             self._edge(device, links).start()
-        self._clock.run(lambda: out.count >= total)
+        if total:
+            self._clock.run()
         return Simulation(
             policy=name,
             trace=up.source,
@@ -169,7 +171,9 @@ class _World:
         engine = Engine(
             self._options,
             Watched(copy.deepcopy(self._policy)),
-            settings=scenario.engine.model_copy(update={"seed": scenario.engine.seed + device}),
+            settings=scenario.engine.model_copy(
+                update={"seed": scenario.engine.seed + device, "reasons": scenario.reasons}
+            ),
             link=LinkEstimator(scenario.link),
             power=self._power,
         )
@@ -188,17 +192,17 @@ class _World:
         watched = edge.engine.policy
         if isinstance(watched, Watched) and watched.failure is not None:
             raise SimulationError(watched.failure)
-        if self._progress is not None and (out.count % _TOLD == 0 or out.count == self._total):
+        if out.count == self._total:
+            self._clock.stopped = True
+        if self._progress is not None and (out.count % _TOLD == 0 or self._clock.stopped):
             self._progress(out.count / self._total)
 
 
 def _links(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
-    """Fresh links of one device. Both ways take the RTT of the uplink's trace: there is one path."""
+    """Fresh links of one device, which begin in the trace where that device does."""
     part = scenario.channel
-    rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
-    start = start_s(scenario, device, up.duration_s)
-    one, other = (
-        Channel(trace.capacity(way), rtt, part.buffer_kb * 1000, start, part.loop)
-        for trace, way in ((up, "up"), (down, "down"))
-    )
-    return Link(one), Link(other)
+    ahead = start_s(scenario, device, up.duration_s) - part.start_s
+    moved: dict[str, float] = {"start_s": part.start_s + ahead}
+    if part.down_start_s is not None:
+        moved["down_start_s"] = max(0.0, part.down_start_s + ahead)
+    return links_of(part.model_copy(update=moved), up, down, scenario.seed * scenario.device.count + device)
