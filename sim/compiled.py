@@ -1,11 +1,13 @@
 """Loops over arrays as machine code where numba is installed (the extra `sim`), as plain Python where not.
 
-The very same lines run both ways, so both give the same answer; without numba a loop is about a thousand
-times slower.
+The very same lines run both ways, so both give the same answer; without numba a loop is hundreds of times
+slower. Compiling takes most of a minute the first time; `SPLITEDGE_LOOPS=python` in the environment leaves it
+out, for runs that are shorter than that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,10 +16,10 @@ from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-try:
-    import numba
-except ImportError:
-    numba = None
+numba: Any = None
+if os.environ.get("SPLITEDGE_LOOPS") != "python":
+    with contextlib.suppress(ImportError):
+        import numba
 
 #: Whether `compiled` compiles.
 COMPILES: bool = numba is not None and not numba.config.DISABLE_JIT

@@ -8,16 +8,25 @@ from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_end import release
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
+    ANSWER_BY,
     BACK,
     CLOUD,
+    FALLBACK_ENDS,
     FREE_AT,
+    GUARD,
     HORIZON,
     IN_AIR,
     IN_CLOUD,
     LEAVING,
+    LIMIT,
     LOST,
     MEAN_S,
+    NONE,
+    OVERDUE,
+    REPLY,
+    RETRY,
     RETURNING,
+    STAGE_ENDS,
     WAITING,
     World,
 )
@@ -33,6 +42,35 @@ def start_of(w: World, device: int) -> float:
 def pair_of(w: World, device: int) -> int:
     """The place of a device's uplink in `World.links`; its downlink is the next."""
     return 0 if w.rules.shared_cell else 2 * device
+
+
+@inner
+def back_start_of(w: World, device: int) -> float:
+    """Where in its trace the downlink of a device began."""
+    return start_of(w, device) + float(w.rules.down_ahead_s)
+
+
+@inner
+def retime(w: World, s: int) -> None:
+    """Note when something happens to a request next; to be called when any of its times has changed."""
+    r = w.slot[s]
+    when, what = r.reply_at, REPLY
+    if r.ended == 0:
+        if r.stage_end < when:
+            when, what = r.stage_end, STAGE_ENDS
+        if r.fallback_end < when:
+            when, what = r.fallback_end, FALLBACK_ENDS
+        if r.in_hand != NONE and r.answer_by < when:
+            when, what = r.answer_by, ANSWER_BY
+        if r.limit < when:
+            when, what = r.limit, LIMIT
+        if r.guard_at < when:
+            when, what = r.guard_at, GUARD
+        if r.overdue_at < when:
+            when, what = r.overdue_at, OVERDUE
+        if r.retry_at < when:
+            when, what = r.retry_at, RETRY
+    r.wakes, r.event = when, what
 
 
 @inner
@@ -71,12 +109,13 @@ def come_back(w: World, s: int) -> None:
     """Bring down what leaves."""
     r = w.slot[s]
     link = w.links[pair_of(w, r.owner) + 1]
-    arrives = carry(link, w.down, start_of(w, r.owner), r.ends_at, r.back_bytes)
+    arrives = carry(link, w.down, back_start_of(w, r.owner), r.ends_at, r.back_bytes)
     r.downlink_s = arrives - r.ends_at
     r.reply_at = arrives + w.rules.receive_s
     r.state = RETURNING if arrives < np.inf else LOST
     d = w.device[r.owner]
     d.wakes = min(d.wakes, r.reply_at)
+    retime(w, s)
 
 
 @inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from splitedge.sim.compiled import inner
-from splitedge.sim.fleet_cloud import resolve
+from splitedge.sim.fleet_cloud import resolve, retime
 from splitedge.sim.fleet_end import (
     answer_in_hand,
     begin_fallback,
@@ -20,10 +20,25 @@ from splitedge.sim.fleet_end import (
     run_fallback,
 )
 from splitedge.sim.fleet_send import link_event, link_wakes, offer, overdue, replied
-from splitedge.sim.fleet_world import BLOCKED, IN_AIR, IN_CLOUD, LEAVING, NO_ERROR, NONE, World
+from splitedge.sim.fleet_world import (
+    ANSWER_BY,
+    BLOCKED,
+    FALLBACK_ENDS,
+    GUARD,
+    IN_AIR,
+    IN_CLOUD,
+    LEAVING,
+    LIMIT,
+    NO_ERROR,
+    NONE,
+    REPLY,
+    RETRY,
+    STAGE_ENDS,
+    World,
+)
 
-REPLY, FALLBACK_ENDS, STAGE_ENDS, ANSWER, LIMIT, GUARD, OVERDUE, RETRY, LINK = range(9)
-FALLBACK_BEGINS, STAGE_BEGINS, UNKNOWN = 9, 10, 11
+#: Events beside those of requests.
+LINK, FALLBACK_BEGINS, STAGE_BEGINS, UNKNOWN = range(8, 12)
 
 #: How far a device came: to the second wanted, to an exit, to where it must know what the cloud says.
 THERE, STANDS, WAITS = range(3)
@@ -45,23 +60,9 @@ def _next(w: World, device: int, until: float, force: bool) -> tuple[float, int,
             soonest = resolve(w, s, until, force)
             if soonest < when:
                 when, what, which = soonest, UNKNOWN, s
-        if r.reply_at < when:
-            when, what, which = r.reply_at, REPLY, s
+        if r.wakes < when:
+            when, what, which = r.wakes, r.event, s
         if r.ended == 0:
-            if r.stage_end < when:
-                when, what, which = r.stage_end, STAGE_ENDS, s
-            if r.fallback_end < when:
-                when, what, which = r.fallback_end, FALLBACK_ENDS, s
-            if r.in_hand != NONE and r.answer_by < when:
-                when, what, which = r.answer_by, ANSWER, s
-            if r.limit < when:
-                when, what, which = r.limit, LIMIT, s
-            if r.guard_at < when:
-                when, what, which = r.guard_at, GUARD, s
-            if r.overdue_at < when:
-                when, what, which = r.overdue_at, OVERDUE, s
-            if r.retry_at < when:
-                when, what, which = r.retry_at, RETRY, s
             if r.fallback_at < begins:
                 begins, first = r.fallback_at, s
             queued = min(queued, r.stage_at)
@@ -112,7 +113,7 @@ def _do(w: World, device: int, now: float, what: int, s: int) -> None:
         _stage_ends(w, s, now)
     elif what == LIMIT:
         expire(w, s, now)
-    elif what == ANSWER:
+    elif what == ANSWER_BY:
         missed(w, s, now)
         answer_in_hand(w, s, now)
     elif what == GUARD:
@@ -125,6 +126,8 @@ def _do(w: World, device: int, now: float, what: int, s: int) -> None:
         offer(w, s, now)
     else:
         overdue(w, s, now)
+    if s != NONE:
+        retime(w, s)
 
 
 @inner
@@ -134,6 +137,19 @@ def queue_stage(w: World, s: int, now: float) -> None:
     deeper = r.reached + 1
     r.stage = w.exits[deeper] if deeper < w.table[r.target].before else r.target
     r.stage_at = now
+    if w.device[r.owner].free <= now and not _urgent(w, r.owner):
+        _stage_begins(w, s, now)
+
+
+@inner
+def _urgent(w: World, device: int) -> bool:
+    """Whether a fall-back waits for the device."""
+    s = w.device[device].head
+    while s != NONE:
+        if w.slot[s].ended == 0 and w.slot[s].fallback_at < np.inf:
+            return True
+        s = w.slot[s].next
+    return False
 
 
 @inner

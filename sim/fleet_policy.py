@@ -88,6 +88,9 @@ class Fleet:
             power.j_per_bit_down,
             seen.unsent_s,
             seen.t_s,
+            None,
+            power.tail_w,
+            power.tail_s,
         )
         name = self._policy.name
         try:

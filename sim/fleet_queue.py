@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from splitedge.sim.compiled import compiled, inner
-from splitedge.sim.fleet_cloud import come_back, fly, pair_of, refuse, seconds, serve, start_of
+from splitedge.sim.fleet_cloud import back_start_of, come_back, fly, pair_of, refuse, seconds, serve
 from splitedge.sim.fleet_device import advance
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
@@ -191,7 +191,7 @@ def _pong(w: World, device: int) -> None:
     if d.pong_at == np.inf:
         return
     link = w.links[pair_of(w, device) + 1]
-    d.pong_at = carry(link, w.down, start_of(w, device), d.ping_there, w.rules.pong_bytes)
+    d.pong_at = carry(link, w.down, back_start_of(w, device), d.ping_there, w.rules.pong_bytes)
     d.pong_at += w.rules.receive_s
     d.wakes = min(d.wakes, d.pong_at)
 

@@ -9,6 +9,7 @@ import numpy as np
 from splitedge.sim.compiled import compiled, inner
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_circuit import busy, usable
+from splitedge.sim.fleet_cloud import retime
 from splitedge.sim.fleet_device import STANDS, advance, queue_stage
 from splitedge.sim.fleet_end import cost, end, fall_back, guard_from, residual
 from splitedge.sim.fleet_estimate import DOWN, QUANTITIES, QUEUE, RTT, UP, estimate
@@ -174,6 +175,7 @@ def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
                 end(w, s, seen.t_s[i], NONE, np.nan, REJECTED)
                 continue
         _pursue(w, s, seen.t_s[i], choice[j], seen, i)
+        retime(w, s)
 
 
 @inner

@@ -8,7 +8,7 @@ import numpy as np
 
 from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
-from splitedge.sim.fleet_cloud import fly, pair_of, start_of
+from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
 from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
 from splitedge.sim.fleet_estimate import DOWN, UP, observe_queue, observe_rtt, observe_transfer
 from splitedge.sim.fleet_link import carry, drop_queue
@@ -80,6 +80,7 @@ def flush(w: World, device: int, now: float) -> None:
         after = w.slot[at].next
         if w.slot[at].waiting == 1:
             offer(w, at, now)
+            retime(w, at)
         at = after
 
 
@@ -218,7 +219,7 @@ def lose(w: World, device: int, now: float) -> None:
     down(d, w.rules, now)
     pair, start = pair_of(w, device), start_of(w, device)
     drop_queue(w.links[pair], w.up, start, now)
-    drop_queue(w.links[pair + 1], w.down, start, now)
+    drop_queue(w.links[pair + 1], w.down, back_start_of(w, device), now)
     at = d.head
     while at != NONE:
         r = w.slot[at]
@@ -233,6 +234,7 @@ def lose(w: World, device: int, now: float) -> None:
                     r.flying = 0
                     r.waiting = 1
                 r.overdue_at = np.inf
+                retime(w, at)
         at = after
 
 

@@ -115,7 +115,17 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> 
     Raises:
         SimulationError: the engine's settings ask for what fleet mode has not.
     """
-    engine, part, shell = scenario.engine, scenario.device, scenario.shell
+    engine, part, shell, channel = scenario.engine, scenario.device, scenario.shell, scenario.channel
+    for name, there in (
+        ("outages", bool(channel.outages)),
+        ("half_duplex", channel.half_duplex),
+        ("loss", channel.loss > 0.0),
+    ):
+        if there:
+            raise SimulationError(
+                f"fleet mode does not model channel.{name}; leave it out or simulate in exact mode "
+                "(mode = 'exact')"
+            )
     if engine.compute_slots != 1:
         raise SimulationError(
             f"fleet mode computes one stage at a time on a device, engine.compute_slots is "
@@ -159,6 +169,7 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> 
         "battery_interval_s": part.battery_interval_s,
         "charge": part.charge,
         "shared_cell": part.shared_cell,
+        "down_ahead_s": 0.0 if channel.down_start_s is None else channel.down_start_s - channel.start_s,
         "back_s": max(_LEAST_S, 0.5 * rtt_s),
         "lookahead_s": max(_LEAST_S, 0.5 * rtt_s + quickest + 2.0 * shell.cloud_ms / 1e3),
         "executors": scenario.cloud.executors,

@@ -20,6 +20,9 @@ NOTHING = -2
 #: Where the message of a request is.
 HERE, IN_AIR, IN_CLOUD, LEAVING, RETURNING, LOST, GONE = range(7)
 
+#: Events of a request.
+REPLY, FALLBACK_ENDS, STAGE_ENDS, ANSWER_BY, LIMIT, GUARD, OVERDUE, RETRY = range(8)
+
 #: Circuit to the cloud.
 CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 
@@ -76,8 +79,16 @@ DEVICE = np.dtype(
 
 SLOT = np.dtype(
     [
-        ("owner", "i8"),
+        # What is looked at most stands together: a line of the processor's cache.
         ("next", "i8"),
+        ("wakes", "f8"),  # second of its next event, those apart that wait for the device
+        ("event", "i8"),
+        ("stage_at", "f8"),  # when a stage was queued; inf once it has begun
+        ("fallback_at", "f8"),  # likewise, of the fall-back
+        ("state", "i8"),
+        ("ended", "i8"),
+        ("cloud_at", "f8"),
+        ("owner", "i8"),
         ("place", "i8"),  # of its row in the columns
         ("row", "i8"),
         ("t", "f8"),
@@ -86,11 +97,9 @@ SLOT = np.dtype(
         ("guard_at", "f8"),
         ("guarded_s", "f8"),
         ("stage", "i8"),  # option whose last stage waits for the device or runs there
-        ("stage_at", "f8"),  # when it was queued; inf once it has begun
         ("stage_end", "f8"),
         ("stage_s", "f8"),
         ("fallback", "i8"),  # option that runs, or is to run, so that there is an answer
-        ("fallback_at", "f8"),
         ("fallback_end", "f8"),
         ("fallback_s", "f8"),
         ("overdue_at", "f8"),
@@ -100,7 +109,6 @@ SLOT = np.dtype(
         ("back_bytes", "f8"),
         ("reply_s", "f8"),  # predicted seconds from sending to reply
         ("sent_at", "f8"),
-        ("cloud_at", "f8"),
         ("reply_at", "f8"),
         ("uplink_s", "f8"),
         ("queue_s", "f8"),
@@ -126,10 +134,8 @@ SLOT = np.dtype(
         ("target", "i8"),
         ("encoded", "i8"),
         ("attempts", "i8"),
-        ("state", "i8"),
         ("pooled", "i8"),  # whether `air` or `cloud` hold it
         ("refused", "i8"),  # an error's code: the reply is a refusal
-        ("ended", "i8"),
         ("flying", "i8"),
         ("waiting", "i8"),
         ("remote_over", "i8"),
@@ -217,6 +223,7 @@ RULES = np.dtype(
         ("battery_interval_s", "f8"),
         ("charge", "f8"),
         ("shared_cell", "?"),
+        ("down_ahead_s", "f8"),  # by how much the downlink begins later in its trace
         ("back_s", "f8"),  # nor than this after it has left it
         ("lookahead_s", "f8"),  # no reply can come sooner than this after its message is in the cloud
         ("executors", "i8"),
