@@ -81,7 +81,7 @@ def run_fleet(
         policy=name,
         trace=up.source,
         seed=scenario.seed,
-        seconds=run.now,
+        seconds=float(run.now),
         columns=Columns(
             rows.view(np.ndarray), run.world.rules.deadline_s, tuple(o.name for o in evaluation.table)
         ),

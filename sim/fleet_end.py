@@ -128,12 +128,14 @@ def end_filtered(w: World, s: int, now: float) -> None:
     """The filter of the option just encoded keeps the payload here."""
     r = w.slot[s]
     kept = w.table[r.encoded].gate_exit
+    right = w.answers[r.encoded, r.row].right
     sure = w.answers[r.encoded, r.row].confidence
     target = r.target
     if kept != NONE:
         r.target = kept  # not degraded: the option wanted has that filter
     end(w, s, now, kept if kept != NONE else NOTHING, sure, NO_ERROR)
     r.target = target
+    w.ended[w.counts[DONE] - 1].right = right  # the evaluation has it with the option
 
 
 @inner

@@ -14,7 +14,6 @@ import numpy as np
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings, Prior
 from splitedge.sim.compiled import compiled, inner
-from splitedge.sim.curves import Floats
 
 UP, DOWN, RTT, QUEUE = 0, 1, 2, 3
 QUANTITIES = 4
@@ -25,6 +24,7 @@ _MTU, _BASE_WINDOW_S = 1500.0, 60.0
 _Z90, _Z95 = 1.2816, 1.6449
 _RATE, _SECONDS = (1e3, 1e12), (1e-6, 1e4)
 _LN2 = math.log(2.0)
+_EPOCH_S = 1000.0
 
 #: One quantity of one device; logarithms where the name begins with `log`.
 QUANTITY = np.dtype(
@@ -33,6 +33,7 @@ QUANTITY = np.dtype(
         ("moving_weight", "f8"),
         ("weight", "f8"),  # of the samples in the window
         ("newest", "f8"),
+        ("epoch", "f8"),
         ("count", "i8"),
         ("stale", "i8"),  # whether the logs of the evidence are to be taken anew
         ("at", "f8"),  # second of the estimate kept, -inf for none
@@ -84,12 +85,13 @@ class Estimators(NamedTuple):
 
     Attributes:
         quantity: record array of `QUANTITY`, shape (devices * 4,).
-        window: samples by rising value, the rows value, weight, second: shape (devices * 4, 3, count).
+        window: samples by rising value, the rows value, weight, second since `epoch`, float32: shape
+            (devices * 4, 3, count). Single precision, for it is what the caches are too small for.
         rules: a record of SETTINGS.
     """
 
     quantity: Any
-    window: Floats
+    window: Any
     rules: Any
 
 
@@ -123,7 +125,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     )
     return Estimators(
         quantity.reshape(-1).view(np.recarray),
-        np.zeros((devices * QUANTITIES, 3, settings.count)),
+        np.zeros((devices * QUANTITIES, 3, settings.count), np.float32),
         np.array([rules], SETTINGS).view(np.recarray)[0],
     )
 
@@ -144,12 +146,16 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
     """A sample into the sorted window; those too many or too old leave it."""
     values, weights, seconds = window[0], window[1], window[2]
     n = q.count
+    if now - q.epoch > _EPOCH_S:
+        for i in range(n):
+            seconds[i] -= np.float32(now - q.epoch)
+        q.epoch = now
     while n > 0:
         oldest = 0
         for i in range(1, n):
             if seconds[i] < seconds[oldest]:
                 oldest = i
-        if n < e.rules.samples and seconds[oldest] >= now - e.rules.window_s:
+        if n < e.rules.samples and seconds[oldest] >= now - q.epoch - e.rules.window_s:
             break
         q.weight -= weights[oldest]
         n -= 1
@@ -160,9 +166,9 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
         before = place - 1
         values[place], weights[place], seconds[place] = values[before], weights[before], seconds[before]
         place -= 1
-    values[place], weights[place], seconds[place] = value, weight, now
+    values[place], weights[place], seconds[place] = value, weight, now - q.epoch
     q.count = n + 1
-    q.weight = weight if n == 0 else q.weight + weight
+    q.weight = weights[place] + (0.0 if n == 0 else q.weight)
 
 
 @inner

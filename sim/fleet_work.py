@@ -60,9 +60,9 @@ class Requests:
         self._there_are = there_are
         self._deck = np.zeros((count, min(there_are, self.each)), dtype)
         self._streams: list[tuple[Any, ...]] = [
-            tuple(stream(scenario.seed, i, purpose) for purpose in (ARRIVALS, ROWS, EDGE, CLOUD))
-            for i in range(count)
+            tuple(stream(scenario.seed, i, purpose) for purpose in (ROWS, EDGE, CLOUD)) for i in range(count)
         ]
+        self._arrivals = [stream(scenario.seed, i, ARRIVALS) for i in range(count if self._poisson else 0)]
         self._last = np.full(count, work.start_s)
         self._refill(np.arange(count))
         self.next_s = self._time(np.arange(count))
@@ -106,13 +106,15 @@ class Requests:
     def _refill(self, devices: Ints) -> None:
         held, rate = self._held, self._work.rate_hz
         for i in devices.tolist():
-            arrivals, rows, edge, cloud = self._streams[i]
+            rows, edge, cloud = self._streams[i]
             k = int(self.asked[i])
             if k % held == 0:
                 self._z[0, i] = edge.standard_normal(held)
                 self._z[1, i] = cloud.standard_normal(held)
                 if self._poisson:
-                    times = np.cumsum(np.append(self._last[i], arrivals.exponential(1.0 / rate, held)))
+                    times = np.cumsum(
+                        np.append(self._last[i], self._arrivals[i].exponential(1.0 / rate, held))
+                    )
                     self._times[i], self._last[i] = times[1:], times[-1]
             if k % self._there_are == 0:
                 self._deck[i] = rows.permutation(self._there_are)[: self._deck.shape[1]]
