@@ -113,8 +113,7 @@ def come_back(w: World, s: int) -> None:
     r.downlink_s = arrives - r.ends_at
     r.reply_at = arrives + w.rules.receive_s
     r.state = RETURNING if arrives < np.inf else LOST
-    d = w.device[r.owner]
-    d.wakes = min(d.wakes, r.reply_at)
+    w.wakes[r.owner] = min(w.wakes[r.owner], r.reply_at)
     retime(w, s)
 
 

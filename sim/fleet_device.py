@@ -86,18 +86,17 @@ def advance(w: World, device: int, until: float, force: bool) -> int:
     """
     d = w.device[device]
     while d.stands == NONE:
-        if d.wakes > until:
+        if w.wakes[device] > until:
             return THERE
         when, what, which = _next(w, device, until, force)
-        d.wakes = when
+        w.wakes[device] = when
         if when > until or when == np.inf:
             return THERE
         if what == UNKNOWN:
             w.clock[BLOCKED] = min(w.clock[BLOCKED], when)
-            d.wakes = -np.inf
             return WAITS
         _do(w, device, when, what, which)
-        d.wakes = -np.inf
+        w.wakes[device] = -np.inf
     return STANDS
 
 

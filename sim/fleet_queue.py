@@ -132,15 +132,17 @@ def _hear(w: World, s: int, now: float) -> None:
 @inner
 def _occupy(w: World, until: float) -> None:
     """Have the executor that is free first work until then."""
-    first = 0
-    for i in range(len(w.busy)):
-        if w.busy[i] < w.busy[first]:
-            first = i
-    w.busy[first] = until
-    least = until
-    for i in range(len(w.busy)):
-        least = min(least, w.busy[i])
-    w.clock[FREE_AT] = least
+    at, n = 0, len(w.busy)
+    while 2 * at + 1 < n:
+        child = 2 * at + 1
+        if child + 1 < n and w.busy[child + 1] < w.busy[child]:
+            child += 1
+        if w.busy[child] >= until:
+            break
+        w.busy[at] = w.busy[child]
+        at = child
+    w.busy[at] = until
+    w.clock[FREE_AT] = w.busy[0]
 
 
 @compiled
@@ -193,7 +195,7 @@ def _pong(w: World, device: int) -> None:
     link = w.links[pair_of(w, device) + 1]
     d.pong_at = carry(link, w.down, back_start_of(w, device), d.ping_there, w.rules.pong_bytes)
     d.pong_at += w.rules.receive_s
-    d.wakes = min(d.wakes, d.pong_at)
+    w.wakes[device] = min(w.wakes[device], d.pong_at)
 
 
 @compiled

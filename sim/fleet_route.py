@@ -82,7 +82,7 @@ def standing(w: World, device: Ints, which: Ints) -> tuple[Ints, Ints]:
         slot[j] = d.stands
         depth[j] = w.slot[d.stands].reached
         d.stands = NONE
-        d.wakes = -np.inf
+        w.wakes[device[which[j]]] = -np.inf
     return slot, depth
 
 
@@ -93,7 +93,7 @@ def arrive(w: World, asked: Asked, seen: Seen) -> None:
     for i in range(len(asked.device)):
         device, t = asked.device[i], asked.t_s[i]
         d = w.device[device]
-        d.wakes = -np.inf
+        w.wakes[device] = -np.inf
         w.counts[FREE] -= 1
         s = w.pools[FREE, w.counts[FREE]]
         asked.slot[i] = s

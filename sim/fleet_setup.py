@@ -215,7 +215,6 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     device["start_s"] = starts
     device["head"] = device["tail"] = NONE
     device["stands"] = NONE
-    device["wakes"] = -np.inf
     device["connected"] = 1
     device["backoff"] = rules.probe_base_s
     for name in ("probe_at", "pong_due", "pong_at"):
@@ -233,6 +232,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     one, other = ways_of(scenario, up, down)
     world = World(
         device=device.view(np.recarray),
+        wakes=np.full(count, -np.inf),
         slot=np.zeros(slots, SLOT).view(np.recarray),
         ended=np.zeros(slots, ENDED).view(np.recarray),
         pools=np.zeros((6, slots + count), np.int64),

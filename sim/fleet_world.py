@@ -41,7 +41,6 @@ HORIZON, MEAN_S, BLOCKED, FREE_AT = range(4)
 DEVICE = np.dtype(
     [
         ("start_s", "f8"),  # where in the trace it began
-        ("wakes", "f8"),  # nothing happens on it before this second
         ("stands", "i8"),  # request that stands at an exit, its policy to be asked
         ("stands_at", "f8"),
         ("free", "f8"),  # second at which its compute is free
@@ -246,11 +245,12 @@ class World(NamedTuple):
 
     Attributes:
         device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, as many as slots.
+        wakes: second before which nothing happens on a device, shape (devices,).
         pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
             it (-1 - device for an answer to a ping), shape (6, slots + devices).
         counts: how many are in each pool, and how many have ended.
         clock: see HORIZON and the names beside it.
-        busy: second at which each executor is free.
+        busy: second at which each executor is free, a heap.
         links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
         estimators: of all devices.
         up, down: the channel.
@@ -262,6 +262,7 @@ class World(NamedTuple):
     """
 
     device: Any
+    wakes: Floats
     slot: Any
     ended: Any
     pools: Ints
