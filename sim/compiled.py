@@ -25,14 +25,21 @@ if os.environ.get("SPLITEDGE_LOOPS") != "python":
 COMPILES: bool = numba is not None and not numba.config.DISABLE_JIT
 
 
+def is_kept() -> bool:
+    """Whether machine code of this version is on disk, as far as can be seen from its folder."""
+    return _FOLDER.is_dir()
+
+
 def _folder() -> Path:
     """Where machine code is kept: named after the text of all loops, since numba itself would only see that
     a function changed, not that one it calls did.
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(here.glob("fleet*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(here.glob("fleet_*.py")):
+        text = path.read_bytes()
+        if b"import compiled" in text or b"import inner" in text or path.stem == "fleet_world":
+            digest.update(text)
     base = here / "__pycache__"
     if not os.access(base if base.exists() else here, os.W_OK):
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "splitedge"

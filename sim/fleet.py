@@ -8,6 +8,7 @@ quickest way back from the cloud makes that exact, for no decision in it could h
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from splitedge.evaluation import Evaluation
 from splitedge.policy import Policy
 from splitedge.power import power_profile
 from splitedge.sim.answers import Answers
+from splitedge.sim.compiled import COMPILES, is_kept
 from splitedge.sim.device import scaled
 from splitedge.sim.dry_run import rehearse
 from splitedge.sim.fleet_columns import ROW, Columns, Totals, count_up, score_of, totals, write
@@ -35,6 +37,10 @@ from splitedge.sim.traces import Trace
 from splitedge.sim.workload import read_arrivals, requests_of
 
 Progress = Callable[[float], None]
+
+log = logging.getLogger(__name__)
+
+_LONG = 100_000  # requests that take minutes as plain Python
 
 #: Bytes of a device beside its state: requests drawn ahead, the order of the evaluation's rows.
 _AHEAD = 40_000
@@ -139,9 +145,18 @@ def _fits(scenario: Scenario, rows_bytes: int) -> None:
         )
 
 
+def _say_how(scenario: Scenario) -> None:
+    """Say beforehand where time goes that nobody expects."""
+    if not COMPILES and scenario.work.requests * scenario.device.count > _LONG:
+        log.warning("no numba (pip install 'splitedge[sim]'): fleet mode runs hundreds of times slower")
+    elif COMPILES and not is_kept():
+        log.warning("fleet mode compiles its loops, once for this version; that takes about a minute")
+
+
 def _prepare(
     scenario: Scenario, evaluation: Evaluation, up: Trace, down: Trace, policy: Policy | None
 ) -> tuple[Run, str]:
+    _say_how(scenario)
     Answers(evaluation)  # its checks
     options = scaled(evaluation.table, scenario.device.slower, scenario.cloud.slower)
     power = power_profile(scenario.device.power)
