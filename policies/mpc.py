@@ -76,7 +76,8 @@ class Mpc(Policy):
     lower side is divided by 1 + the worst of its last five errors. Here the errors are those of the forecast
     against what is seen next, and they widen a distribution.
 
-    For N devices, give all of them in each call, in the same order; another number begins anew.
+    For N devices, give all of them at each arrival, in the same order; another number begins anew. At an exit
+    some of them may be given: they are decided for by what is seen alone.
 
     Args:
         horizon: requests planned, this one included, at least 1.
@@ -141,7 +142,12 @@ class Mpc(Policy):
 
     def decide(self, obs: Observation) -> Decision:
         """The first option of the best plan."""
-        self._meet(obs)
+        shape = _shape(obs)
+        if obs.exit >= 0 and shape != self._shape:
+            return self._apart(obs)
+        if self._shape is not None and shape != self._shape:
+            self._begin()  # other devices than before
+        self._shape = shape
         self._watch(obs)
         link = link_of(self._robust(obs), self._backlog, self._shift)
         worth = weigh(obs, link)
@@ -152,13 +158,13 @@ class Mpc(Policy):
         self._book(obs, link, worth, option)
         return Decision(option, where(scouts >= 0, _SCOUTS, _WORTH))
 
-    def _meet(self, obs: Observation) -> None:
-        """Begin anew where there are other devices than before."""
-        numbers = (obs.goodput.mean, obs.rtt.mean, obs.deadline_s, obs.edge_wait_s, obs.link_up, obs.t_s)
-        shape = next((n.shape for n in numbers if isinstance(n, np.ndarray) and n.ndim), ())
-        if self._shape is not None and shape != self._shape:
-            self._begin()
-        self._shape = shape
+    def _apart(self, obs: Observation) -> Decision:
+        """Decide for some of the devices, which stand at an exit: which of them can not be told, so that what
+        is kept of them is neither used nor changed.
+        """
+        worth = weigh(obs, link_of(obs.goodput, 0.0, 0.0))
+        tolerance = self.battery.tolerance(self.tolerance, obs.battery)
+        return Decision(_cheapest(worth, [one.value for one in worth], tolerance), _WORTH)
 
     def _watch(self, obs: Observation) -> None:
         """Let time pass since the last call, and see what the link looks like now."""
@@ -331,6 +337,12 @@ def _cheapest(worth: list[Worth], totals: list[Any], tolerance: Any) -> Any:
         best_j = where(better, cost, best_j)
         best_total = where(better, totals[i], best_total)
     return best
+
+
+def _shape(obs: Observation) -> tuple[int, ...]:
+    """() for one device, (N,) for N."""
+    numbers = (obs.goodput.mean, obs.rtt.mean, obs.deadline_s, obs.edge_wait_s, obs.link_up, obs.t_s)
+    return next((n.shape for n in numbers if isinstance(n, np.ndarray) and n.ndim), ())
 
 
 def _same(one: Any, other: Any) -> bool:

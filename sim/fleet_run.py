@@ -118,7 +118,7 @@ class Run:
         seen = Seen(*(field[..., :n] for field in self._seen))
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
         arrive(world, asked, seen)
-        pursue(world, asked.slot, seen, np.arange(n), self._fleet.ask(seen, NONE))
+        pursue(world, asked.slot, seen, np.arange(n), self._fleet.ask(seen, NONE, row=due.row))
 
     def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
         """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
@@ -126,10 +126,11 @@ class Run:
         while stand := approach(world, device, until, force, seen, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
+            row = world.slot["row"][slot]
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at
-                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group])
+                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group], row[group])
             pursue(world, slot, seen, which, choice)
             device, until = device[which], until[which]
 

@@ -276,6 +276,20 @@ def test_many_devices_plan_and_learn_as_each_does(steps, gap, came):
         fleet.learn(Record(0, **{name: np.array([getattr(r, name) for r in records]) for name in names}))
 
 
+def test_some_devices_at_an_exit_do_not_make_it_forget_all_of_them():
+    fleet = Mpc()
+    seen = observe((EXIT1, SPLIT_A), deadline_s=0.3, goodput=np.array([1e6, 2e6, 3e6]), t_s=np.zeros(3))
+    for k in range(4):
+        fleet.decide(seen._replace(t_s=np.full(3, 0.1 * k)))
+    at = observe(
+        (EXIT1, SPLIT_A), deadline_s=0.29, goodput=np.array([1e6, 3e6]), t_s=np.full(2, 0.31), exit=1
+    )
+    known = len(fleet._under_way)
+    unsure = fleet.decide(at._replace(confidence=np.array([0.2, 0.99]), sunk_s=0.004))
+    assert unsure.option.tolist() == [1, 0]
+    assert (len(fleet._under_way), fleet._shape) == (known, (3,))
+
+
 # Specs ---------------------------------------------------------------------------------------------------
 
 

@@ -215,17 +215,18 @@ def test_a_changed_number_is_noticed(trained, tmp_path):
         make_policy(f"router:{path}", OPTIONS)
 
 
-def test_the_simulator_shows_it_the_features_of_each_row(trained, tmp_path):
-    from splitedge.sim.exact import run_exact
+@pytest.mark.parametrize("mode", ["exact", "fleet"])
+def test_the_simulator_shows_it_the_features_of_each_row(trained, tmp_path, mode):
     from splitedge.sim.formats import read_trace
     from splitedge.sim.scenario import ChannelPart, Scenario, WorkPart
+    from splitedge.sim.simulate import simulate
 
     path = tmp_path / "up.csv"
     path.write_text("t_s,mbps,rtt_ms\n" + "".join(f"{k},80,10\n" for k in range(5)))
     work = WorkPart(rate_hz=5.0, requests=150, deadline_ms=1500)
-    scenario = Scenario(deployment=tmp_path, channel=ChannelPart(up=path), work=work)
+    scenario = Scenario(deployment=tmp_path, channel=ChannelPart(up=path), work=work, mode=mode)
     rows, trace = evaluation(), read_trace(path)
-    found = run_exact(scenario, rows, trace, trace, policy=Router(trained))
+    found = simulate(scenario, evaluation=rows, up=trace, policy=Router(trained))
     stays = Scorer(trained)(rows.features)[found["row"]] >= trained.threshold
     sent = [name for name in np.unique(found["planned"][~stays]) if name != "local"]
     assert (found["planned"][stays] == "local").all()
