@@ -28,8 +28,8 @@ def replay(
     deployment: Annotated[
         Path,
         typer.Option(
-            help="What recorded: the .npz of `deployment.evaluate(data).save(...)`, or a bundle directory that "
-            "holds it as evaluation.npz."
+            help="What recorded: the .npz of `deployment.evaluate(data).save(...)`, or a bundle directory "
+            "that holds it as evaluation.npz."
         ),
     ],
     against: Annotated[
@@ -66,13 +66,14 @@ def replay(
     """
     from splitedge.config import load_settings
     from splitedge.records import read_records
+    from splitedge.sim.policies import policy_for
     from splitedge.sim.replay import Candidate, ReplaySettings
     from splitedge.sim.replay import replay as run
-    from splitedge.sim.replay_deployment import load_evaluation, policy_for
     from splitedge.sim.replay_files import as_json as jsonable
     from splitedge.sim.replay_files import write
     from splitedge.sim.replay_support import Unsupported
     from splitedge.sim.replay_text import show
+    from splitedge.sim.simulate import read_evaluation
 
     configured = load_settings(config)
     settings = ReplaySettings(
@@ -85,7 +86,7 @@ def replay(
         engine=configured.engine,
         link=configured.link,
     )
-    evaluation = load_evaluation(deployment)
+    evaluation = read_evaluation(deployment)
 
     def candidate(name: str) -> Candidate:
         ready = policy_for(name, evaluation)

@@ -30,7 +30,7 @@ class Conditions:
         edge_s: seconds on the device up to the answer or payload by each option, (m, n).
         cloud_s: seconds of decode and tail, (m, n).
         queue_s: seconds of waiting in the cloud around each request, (n,).
-        hand_s: seconds from arrival to answer that no stage accounts for, of a local and a remote route.
+        hand_s: seconds that the shell takes for handing over one stage.
         ratio_up: framed bytes in the records over those of the evaluation, (m,).
         bytes_down: framed bytes of a reply for one row, (m,).
         ran: whether the option answered requests in the records, (m,).
@@ -41,7 +41,7 @@ class Conditions:
     edge_s: Floats
     cloud_s: Floats
     queue_s: Floats
-    hand_s: tuple[float, float]
+    hand_s: float
     ratio_up: Floats
     bytes_down: Floats
     ran: Bools
@@ -79,7 +79,7 @@ def conditions(recorded: Recorded, evaluation: Evaluation, power: str | None = N
         edge_s=edge_s,
         cloud_s=cloud_s,
         queue_s=nearest(recorded.t_s, by_cloud, table["queue_s"], 0.0),
-        hand_s=(_hand_over(recorded, plain & ~remote[decided.option]), _hand_over(recorded, by_cloud)),
+        hand_s=_hand_over(recorded, plain),
         ratio_up=up,
         bytes_down=down,
         ran=np.bincount(decided.option[plain], minlength=len(options)) >= ENOUGH,
@@ -155,12 +155,13 @@ def _paces(
 
 
 def _hand_over(recorded: Recorded, valid: Bools) -> float:
-    """Seconds of a request that is alone which no stage accounts for: the shell's hand-overs."""
+    """Seconds a stage which no part of a request that is alone accounts for: the shell's hand-overs."""
     table = recorded.table
     parts = ("head_s", "encode_s", "uplink_s", "queue_s", "decode_s", "tail_s", "downlink_s")
     rest = table["latency_s"] - sum(table[name] for name in parts)
     alone = valid & recorded.isolated & (table["attempts"] <= 1) & (rest >= 0.0)
-    return float(np.median(rest[alone])) if alone.any() else 0.0
+    stages = np.where(recorded.decided.planned == recorded.decided.option, 1.0, 2.0)
+    return float(np.median((rest / stages)[alone])) if alone.any() else 0.0
 
 
 def _bytes(recorded: Recorded, evaluation: Evaluation, plain: Bools) -> tuple[Floats, Floats]:

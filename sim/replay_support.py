@@ -150,8 +150,9 @@ def _large(
     for option in np.unique(candidate.target[large]).tolist():
         mine = large & (candidate.target == option)
         text = (
-            f"{options[option].name} sends {np.median(size[mine]):,.0f} bytes; the largest transfers measured "
-            f"near those requests had {np.median(largest[mine]):,.0f}, and small ones say little of large ones"
+            f"{options[option].name} sends {np.median(size[mine]):,.0f} bytes; the largest transfers "
+            f"measured near those requests had {np.median(largest[mine]):,.0f}, and small ones say little of "
+            "large ones"
         )
         found.append(Gap("payload_too_large", int(mine.sum()), text))
     return found

@@ -1,14 +1,16 @@
-"""Recorded requests through the daemon's own engine under a virtual clock, over a drawn channel."""
+"""Recorded requests through the daemon's own engine under a virtual clock, over a drawn channel.
+
+The device is exact mode's (`edge.py`); only what it would draw is taken from the records instead: seconds,
+bytes and confidences request by request, and what the cloud took.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,36 +18,23 @@ from splitedge.engine import Engine
 from splitedge.errors import PolicyError
 from splitedge.estimate import EstimatorSettings, LinkEstimator
 from splitedge.evaluation import Evaluation
-from splitedge.events import (
-    Action,
-    Answer,
-    Arrived,
-    BatteryRead,
-    Cancelled,
-    Event,
-    Fail,
-    LinkChanged,
-    Ping,
-    Ponged,
-    Refusal,
-    Refused,
-    Replied,
-    Run,
-    Send,
-    Sent,
-    StageDone,
-    StageKind,
-    Tick,
-)
-from splitedge.policy import Decision, Observation, Policy, Route
+from splitedge.events import Arrived, BatteryRead, Cancelled, Event, Refusal
+from splitedge.policy import Decision, Observation, Option, Policy
 from splitedge.record import Record
 from splitedge.settings import EngineSettings
+from splitedge.sim.answers import Answers
+from splitedge.sim.cloud import Reply, Session, SimCloud
+from splitedge.sim.connection import Later
+from splitedge.sim.device import Seconds
+from splitedge.sim.edge import Edge, Work
+from splitedge.sim.exact import Clock
 from splitedge.sim.link import Channel, Link
 from splitedge.sim.replay_conditions import Conditions, payload_bytes
 from splitedge.sim.replay_records import NONE, Decided, Ints, Recorded, targets
+from splitedge.sim.scenario import ChannelPart, CloudPart, Scenario, ShellPart
 
-PING_BYTES = 100  # framed and encrypted, either way
 Progress = Callable[[int], None]
+_TOLD = 256  # requests between two words on progress
 
 
 class AsRecorded(Policy):
@@ -57,7 +46,7 @@ class AsRecorded(Policy):
         self._planned = recorded.decided.planned.tolist()
         self._target = recorded.decided.target.tolist()
         self._reason = recorded.decided.reason
-        self.request = NONE  # set by the world before each step
+        self.request = NONE  # set by the device before each step
 
     def decide(self, obs: Observation) -> Decision:
         """The option planned first; after an exit the one wanted last."""
@@ -100,186 +89,160 @@ class World:
 
     def record(self, policy: Policy, progress: Progress = lambda done: None) -> list[Record]:
         """The same as records, in order of arrival."""
-        return _Run(self, policy, progress).go()
+        n = len(self.recorded)
+        ended: list[Record | None] = [None] * n
+        count = 0
 
+        def end(edge: Edge, record: Record, row: int, right: bool) -> None:
+            nonlocal count
+            ended[row] = record
+            count += 1
+            if count % _TOLD == 0 or count == n:
+                progress((count - 1) % _TOLD + 1)
 
-class _Run:
-    """One run: the shell around the engine."""
-
-    def __init__(self, world: World, policy: Policy, progress: Progress) -> None:
-        self.world, self.policy, self.progress = world, policy, progress
-        self.options = world.evaluation.table
-        self.engine = Engine(
-            self.options,
+        clock = Clock()
+        engine = Engine(
+            self.evaluation.table,
             policy,
-            settings=world.settings,
-            link=LinkEstimator(world.link),
-            power=world.conditions.power,
+            settings=self.settings,
+            link=LinkEstimator(self.link),
+            power=self.conditions.power,
         )
-        self.up, self.down = Link(world.up), Link(world.down)
-        self.records: list[Record | None] = [None] * len(world.recorded)
-        self.ran = [0.0] * len(world.recorded)  # head seconds so far
-        self.owner = {option.exit: i for i, option in enumerate(self.options) if option.route is Route.EXIT}
-        self.local = next((i for i, o in enumerate(self.options) if o.route is Route.LOCAL), NONE)
-        self.sizes = [payload_bytes(world.evaluation, i) for i in range(len(self.options))]
-        self.later: list[tuple[float, int, Event | Callable[[float], None]]] = []
-        self.order = count()
-        self.follows: AsRecorded | None = policy if isinstance(policy, AsRecorded) else None
+        _Device(self, engine, clock.later, end).start()
+        clock.run(lambda: count == n)
+        return [record for record in ended if record is not None]
 
-    def go(self) -> list[Record]:
-        """Every request from its arrival to its end."""
-        recorded = self.world.recorded
-        self.at(0.0, LinkChanged(True, "connected"))
-        self._plan_outside_events()
-        arrivals = recorded.t_s.tolist()
-        deadlines = [None if d == math.inf else d for d in recorded.deadline_s.tolist()]
-        rows = recorded.rows.tolist()
-        i, n = 0, len(arrivals)
-        engine, later = self.engine, self.later
-        while i < n or engine.in_flight:
-            next_arrival = arrivals[i] if i < n else math.inf
-            next_event = later[0][0] if later else math.inf
-            now = min(next_arrival, next_event, engine.wake_at)
-            if now == math.inf:  # every request has a limit, so the engine always wakes for it
-                raise AssertionError("requests are in flight and nothing will happen")
-            if next_event <= now:
-                _, _, what = heappop(later)
-                if callable(what):
-                    what(now)
-                else:
-                    self.feed(now, what)
-            elif next_arrival <= now:
-                self.feed(now, Arrived(i, rows[i], deadlines[i], recorded.forced[i]))
-                i += 1
-                if i % 256 == 0:
-                    self.progress(256)
-            else:
-                self.feed(now, Tick())
-        self.progress(n % 256)
-        ended = [record for record in self.records if record is not None]
-        assert len(ended) == n  # the engine ends every request
-        return ended
 
-    def at(self, when: float, what: Event | Callable[[float], None]) -> None:
-        """Do something later; never, where `when` is inf."""
-        if when < math.inf:
-            heappush(self.later, (when, next(self.order), what))
+class _Device(Edge):
+    """Exact mode's device with the recorded requests: row i of its answers is request i."""
 
-    def _plan_outside_events(self) -> None:
-        recorded = self.world.recorded
+    def __init__(
+        self, world: World, engine: Engine, later: Later, ended: Callable[[Edge, Record, int, bool], None]
+    ) -> None:
+        recorded = world.recorded
+        n = len(recorded)
+        number = np.arange(n)
+        nowhere = Path("records")
+        scenario = Scenario(
+            deployment=nowhere,
+            channel=ChannelPart(up=nowhere),
+            shell=ShellPart(stage_ms=1e3 * world.conditions.hand_s),
+        )
+        work = Work(recorded.t_s, number, number.astype(float), number.astype(float))
+        links = Link(world.up), Link(world.down)
+        cloud = _Cloud(world.conditions, engine.options, later)
+        super().__init__(0, engine, scenario, _Answers(world), work, links, cloud, None, later, ended)
+        self._seconds = _Seconds(world.conditions)
+        self._recorded = recorded
+        self._deadlines = [None if d == math.inf else d for d in recorded.deadline_s.tolist()]
+        self._counts = recorded.rows.tolist()
+        self._follows = engine.policy if isinstance(engine.policy, AsRecorded) else None
+
+    def start(self) -> None:
+        """Connect, and plan what comes from outside: requests, cancellations, readings of the battery."""
+        recorded = self._recorded
+        super().start()
         for i in np.flatnonzero(recorded.cancelled).tolist():
-            self.at(float(recorded.t_s[i] + recorded.decided.latency_s[i]), Cancelled(i))
+            self._later(float(recorded.t_s[i] + recorded.decided.latency_s[i]), self._feed, Cancelled(i + 1))
         battery = recorded.table["battery"]
         for i in np.flatnonzero(np.isfinite(battery)).tolist():
             if i == 0 or battery[i] != battery[i - 1]:
-                self.at(max(0.0, float(recorded.t_s[i]) - 1e-6), BatteryRead(float(battery[i])))
+                at = max(0.0, float(recorded.t_s[i]) - 1e-6)
+                self._later(at, self._feed, BatteryRead(float(battery[i])))
 
-    # The engine -----------------------------------------------------------------------------------
+    def _feed(self, now: float, event: Event) -> None:
+        if self._follows is not None:
+            self._follows.request = getattr(event, "request", 0) - 1
+        super()._feed(now, event)
 
-    def feed(self, now: float, event: Event) -> None:
-        """One event, and what comes of it at once."""
-        events: deque[Event] = deque([event])
-        while events:
-            event = events.popleft()
-            if self.follows is not None:
-                self.follows.request = getattr(event, "request", NONE)
-            for action in self.engine.step(now, event):
-                at_once = self.act(now, action)
-                if at_once is not None:
-                    events.append(at_once)
+    def _arrive(self, now: float, i: int) -> None:
+        if i + 1 < len(self._t):
+            self._later(self._t[i + 1], self._arrive, i + 1)
+        self._feed(now, Arrived(i + 1, self._counts[i], self._deadlines[i], self._recorded.forced[i]))
 
-    def act(self, now: float, action: Action) -> Event | None:
-        """Carry out an action; the event that it brings at once, if any."""
-        if isinstance(action, Run):
-            self.compute(now, action)
-        elif isinstance(action, Send):
-            return self.send(now, action)
-        elif isinstance(action, Answer | Fail):
-            self.records[action.request] = action.record
-        elif isinstance(action, Ping):
-            self.at(self.up.send(now, PING_BYTES), lambda there: self._pong(now, there))
-        return None
 
-    def _pong(self, sent: float, now: float) -> None:
-        back = self.down.send(now, PING_BYTES)
-        self.at(back, Ponged(back - sent))
+class _Seconds(Seconds):
+    """Seconds on the device by option and request in place of draws."""
 
-    # The device -----------------------------------------------------------------------------------
+    __slots__ = ("_by",)
 
-    def compute(self, now: float, action: Run) -> None:
-        request, stage = action.request, action.stage
-        world = self.world
-        option = {StageKind.ENCODE: stage.number, StageKind.LOCAL: self.local}.get(stage.kind, NONE)
-        if stage.kind is StageKind.EXIT:
-            option = self.owner[stage.number]
-        one = self.options[option]
-        seconds = float(world.conditions.edge_s[option, request])
-        if one.route in (Route.EXIT, Route.SPLIT):
-            seconds = max(0.0, seconds - self.ran[request])
-            self.ran[request] += seconds
-        confidence, nbytes = math.nan, 0
-        if stage.kind is StageKind.ENCODE:
-            nbytes = self.payload(request, option)
-            if one.gate is not None:
-                confidence = 1.0 if nbytes == 0 else 0.0
-        else:
-            confidence = self.confidence(request, option)
-        hand = world.conditions.hand_s[one.remote]
-        self.at(now + seconds + hand, StageDone(request, stage, seconds, 0.0, confidence, nbytes))
+    def __init__(self, conditions: Conditions) -> None:
+        super().__init__([], [])
+        self._by = conditions.edge_s.tolist()
 
-    def payload(self, request: int, option: int) -> int:
-        """Framed bytes; those of the record where it was this option's."""
-        recorded = self.world.recorded
-        if recorded.decided.option[request] == option and recorded.table["attempts"][request] == 1:
-            return int(recorded.table["bytes_up"][request])
-        size = self.sizes[option][self.world.rows[request]] * self.world.conditions.ratio_up[option]
-        return round(float(size) * int(recorded.rows[request]))
+    def draw(self, option: int, z: float) -> float:
+        """Seconds of request number `z` by an option."""
+        seconds: float = self._by[option][int(z)]
+        return seconds
 
-    def confidence(self, request: int, option: int) -> float:
-        """Of an option's answer; that of the record where it was this option's."""
-        decided = self.world.recorded.decided
-        if decided.option[request] == option and math.isfinite(decided.confidence[request]):
-            return float(decided.confidence[request])
-        return float(self.world.evaluation.confidence[option, self.world.rows[request]])
 
-    # Link and cloud -------------------------------------------------------------------------------
+class _Answers(Answers):
+    """Answers by option and request; where the record is of that option, it is the record's own."""
 
-    def send(self, now: float, action: Send) -> Event:
-        nbytes = self.payload(action.request, action.option)
-        arrives = self.up.send(now, nbytes)
-        self.at(arrives, lambda there: self._serve(now, there, action))
-        return Sent(action.request, action.attempt, nbytes)
+    def __init__(self, world: World) -> None:
+        recorded, evaluation, rows = world.recorded, world.evaluation, world.rows
+        table, decided, options = recorded.table, recorded.decided, world.evaluation.table
+        confidence = evaluation.confidence[:, rows]
+        known = np.flatnonzero((decided.option != NONE) & np.isfinite(decided.confidence))
+        confidence[decided.option[known], known] = decided.confidence[known]
+        nbytes = np.stack([payload_bytes(evaluation, i)[rows] for i in range(len(options))])
+        nbytes *= world.conditions.ratio_up[:, None] * recorded.rows
+        once = np.flatnonzero((decided.option != NONE) & (table["attempts"] == 1) & ~decided.degraded)
+        remote = np.array([option.remote for option in options])
+        once = once[remote[decided.option[once]]]
+        nbytes[decided.option[once], once] = table["bytes_up"][once]
+        self.confidence = confidence.tolist()
+        self.correct = evaluation.correct[:, rows].tolist()
+        self.bytes_down = np.rint(world.conditions.bytes_down).astype(int).tolist()
+        self.index = {option.name: i for i, option in enumerate(options)}
+        self._gated = [option.gate is not None for option in options]
+        self._nbytes = np.rint(nbytes).astype(np.int64).tolist()
 
-    def _serve(self, sent: float, there: float, action: Send) -> None:
-        """The message is in the cloud: wait, compute, and send the reply."""
-        conditions = self.world.conditions
-        queue = float(conditions.queue_s[action.request])
-        if queue > action.deadline_s:
-            back = self.down.send(there, PING_BYTES)
-            why = "the deadline passed in the queue"
-            self.at(back, Refused(action.request, action.attempt, Refusal.EXPIRED, why))
+
+class _Cloud(SimCloud):
+    """The cloud as the records found it: every request waits and is computed as long as they say."""
+
+    def __init__(self, conditions: Conditions, options: tuple[Option, ...], later: Later) -> None:
+        super().__init__(CloudPart(), options, later)
+        self._queue_s = conditions.queue_s.tolist()
+        self._tail_s = conditions.cloud_s.tolist()
+        self._jobs: dict[int, tuple[int, int]] = {}  # request: attempt and connection that the reply is for
+
+    def infer(
+        self,
+        now: float,
+        session: Session,
+        connection: int,
+        request: int,
+        attempt: int,
+        option: int,
+        nbytes: int,
+        deadline_ms: int,
+    ) -> None:
+        """A request's message is here. A repeated attempt joins the one that runs."""
+        running = request in self._jobs
+        self._jobs[request] = attempt, connection
+        if running:
             return
-        tail = float(conditions.cloud_s[action.option, action.request])
-        self.at(there + queue + tail, lambda done: self._reply(sent, there, done, queue, tail, action))
+        queue, tail = self._queue_s[request - 1], self._tail_s[option][request - 1]
+        if deadline_ms and queue > deadline_ms / 1e3:
+            del self._jobs[request]
+            why = "the deadline passed in the queue"
+            late = Reply(request, attempt, option, now, now, 0.0, 0.0, Refusal.EXPIRED, why)
+            session.client.cloud_says(now, connection, late)
+            return
+        self._later(now + queue + tail, self._done, (session, request, option, now, queue, tail))
 
-    def _reply(self, sent: float, there: float, done: float, queue: float, tail: float, action: Send) -> None:
-        world, request, option = self.world, action.request, action.option
-        nbytes = round(float(world.conditions.bytes_down[option]) * int(world.recorded.rows[request]))
-        back = self.down.send(done, nbytes)
-        self.at(
-            back,
-            Replied(
-                request,
-                action.attempt,
-                uplink_s=there - sent,
-                downlink_s=back - done,
-                queue_s=queue,
-                decode_s=0.0,
-                tail_s=tail,
-                nbytes=nbytes,
-                confidence=self.confidence(request, option),
-            ),
-        )
+    def cancel(self, now: float, session: Session, request: int) -> None:
+        """Nobody waits for this request any more."""
+        self._jobs.pop(request, None)
+
+    def _done(self, now: float, what: tuple[Any, ...]) -> None:
+        session, request, option, received, queue, tail = what
+        if request in self._jobs:
+            attempt, connection = self._jobs.pop(request)
+            reply = Reply(request, attempt, option, received, now, queue, tail)
+            session.client.cloud_says(now, connection, reply)
 
 
 def _decided(world: World, records: list[Record]) -> Decided:
