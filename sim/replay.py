@@ -238,7 +238,8 @@ def _over(
     tried = world.run(candidate.new(), count)
     simulated = columns_of(as_recorded)
     actual = recorded_columns(real, as_recorded)
-    error = errors(actual, simulated, real.target, len(world.evaluation.table))
+    count_options = len(world.evaluation.table)
+    error = errors(actual, simulated, real.target, count_options, columns_of(tried), tried.target)
     alike = same(real, tried)
     after = outcome(actual, simulated, columns_of(tried), alike, tried.target, error)
     if against is None:

@@ -5,6 +5,9 @@ out), after a propagation delay. So it measured the mean capacity from the momen
 the moment its last byte left; messages never answered that were still in the queue before it are counted in.
 A message never answered with nothing behind it bounds the capacity from above while it was under way.
 
+The delay is the least seen within a few seconds, and jitter: small replies, whose transmission takes next
+to nothing, show it. A message of one packet whose transmission drowns in it only says "at least as fast".
+
 Between two measurements the capacity is not known. It is drawn: the log rate as a Gauss-Markov process
 (`synth.py`) with the mean, spread and correlation time that the measurements show (the bounds count as
 censored values: Tobin, Econometrica 1958), conditioned on those at either end. Several draws show how much
@@ -27,6 +30,9 @@ NOISE_S = 0.001
 STEP_S = 0.1  # between the values drawn in a gap
 MAX_STEPS = 2_000_000
 BASE_S = 5.0  # the propagation delay is the least seen this near
+MTU = 1500.0
+_FEW = 8
+_NEAR = 10  # jitter of a request that measured none is that of one of so many before or after
 _TAUS = np.geomspace(0.1, 100.0, 25)
 _LIMITS = (1e3, 1e10)  # bits/s
 
@@ -40,6 +46,7 @@ class Measured:
         bps: mean capacity in that time; for `bound` its most, (k,).
         nbytes: framed bytes of the message, (k,).
         bound: whether the message was never answered, (k,).
+        weak: whether `bps` is the least it was, (k,).
     """
 
     begin: Floats
@@ -47,14 +54,30 @@ class Measured:
     bps: Floats
     nbytes: Floats
     bound: Bools
+    weak: Bools
 
     def __len__(self) -> int:
         return len(self.begin)
 
     def answered(self) -> Measured:
         """Only the transfers that were answered."""
-        keep = ~self.bound
-        return Measured(self.begin[keep], self.end[keep], self.bps[keep], self.nbytes[keep], self.bound[keep])
+        return self.only(~self.bound)
+
+    def only(self, keep: Bools) -> Measured:
+        """Some of them."""
+        return Measured(
+            self.begin[keep],
+            self.end[keep],
+            self.bps[keep],
+            self.nbytes[keep],
+            self.bound[keep],
+            self.weak[keep],
+        )
+
+    def strong(self) -> Measured:
+        """Without those that only say "at least as fast", unless there are hardly any others."""
+        kept = self.only(~self.weak)
+        return kept if (~kept.bound).sum() >= _FEW else self.only(np.ones(len(self), bool))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +95,15 @@ class Measurements:
 
     Attributes:
         up, down: the transfers.
-        rtt_s: round trip without transmission at each request's arrival, seconds, (n,).
+        base_s: one-way delay without jitter at each request's arrival, seconds, (n,).
+        jitter_s: jitter of each answered request, NaN of others, (n,).
         fading_up, fading_down: of the log rate.
     """
 
     up: Measured
     down: Measured
-    rtt_s: Floats
+    base_s: Floats
+    jitter_s: Floats
     fading_up: Fading
     fading_down: Fading
 
@@ -91,14 +116,18 @@ def measure(recorded: Recorded) -> Measurements:
     back = ends - table["downlink_s"]
     there = back - table["tail_s"] - table["decode_s"] - table["queue_s"]
     base = _base(recorded, answered)
+    small = answered & (table["bytes_down"] <= MTU)
+    jitter = np.where(small, table["downlink_s"] - base, np.nan)
+    delay = base + np.where(np.isfinite(jitter), jitter, 0.0)
+    noise = float(np.nanquantile(jitter, 0.9)) if small.sum() >= _FEW else 0.0
     size = table["bytes_up"] / np.maximum(1, table["attempts"])
     # An unanswered one: it was sent after its compute, and nothing had come back when the request ended.
     lost = ~answered & (table["attempts"] >= 1)
     sent = np.where(answered, there - table["uplink_s"], t_s + table["head_s"] + table["encode_s"])
-    left = np.where(answered, there - base, np.maximum(ends - 2.0 * base, sent))
-    up = _served(sent, left, size, lost, answered | lost)
-    down = _served(back, ends - base, table["bytes_down"].astype(float), lost, answered)
-    return Measurements(up, down, 2.0 * base, fading(up), fading(down))
+    left = np.where(answered, np.maximum(there - delay, sent), np.maximum(ends - 2.0 * base, sent))
+    up = _served(sent, left, size, lost, answered | lost, 2.0 * noise)
+    down = _served(back, ends - delay, table["bytes_down"].astype(float), lost, answered, 2.0 * noise)
+    return Measurements(up, down, base, jitter, fading(up.strong()), fading(down.strong()))
 
 
 def _base(recorded: Recorded, answered: Bools) -> Floats:
@@ -114,7 +143,9 @@ def _base(recorded: Recorded, answered: Bools) -> Floats:
     return np.where(np.isfinite(least), least, 0.0)
 
 
-def _served(sent: Floats, left: Floats, nbytes: Floats, lost: Bools, valid: Bools) -> Measured:
+def _served(
+    sent: Floats, left: Floats, nbytes: Floats, lost: Bools, valid: Bools, noise_s: float
+) -> Measured:
     """When each transfer was served, with the unanswered ones before it, and at what rate.
 
     Args:
@@ -123,6 +154,7 @@ def _served(sent: Floats, left: Floats, nbytes: Floats, lost: Bools, valid: Bool
         nbytes: of the message, (n,).
         lost: never answered, (n,).
         valid: which were sent at all, (n,).
+        noise_s: transmissions of one packet below this drown in the jitter.
     """
     at = np.flatnonzero(valid & (nbytes > 0))
     at = at[np.argsort(sent[at], kind="stable")]
@@ -154,7 +186,8 @@ def _served(sent: Floats, left: Floats, nbytes: Floats, lost: Bools, valid: Bool
         free = end
     close()
     begin, end, bps, size, bound = (np.array([row[i] for row in rows], float) for i in range(5))
-    return Measured(begin, end, np.clip(bps, *_LIMITS), size, bound.astype(bool))
+    weak = (bound == 0.0) & (size <= MTU) & (end - begin <= max(noise_s, NOISE_S))
+    return Measured(begin, end, np.clip(bps, *_LIMITS), size, bound.astype(bool), weak)
 
 
 def fading(measured: Measured) -> Fading:
@@ -206,22 +239,35 @@ def _censored(value: Floats, bound: Bools, weight: Floats) -> tuple[float, float
 
 
 def _imputed(measured: Measured, fading: Fading, rng: np.random.Generator) -> Measured:
-    """Bounds replaced by rates drawn below them."""
+    """Bounds replaced by rates drawn below them, or above where they say "at least"."""
+    weak = measured.weak & (measured.weak.sum() < len(measured) - _FEW)
     z = (np.log(measured.bps) - fading.mean) / fading.sigma
     drawn = ndtri(np.clip(rng.random(len(z)) * ndtr(z), 1e-12, 1.0 - 1e-12))
     bps = np.exp(fading.mean + fading.sigma * np.minimum(drawn, z))
-    bps = np.clip(np.where(measured.bound, bps, measured.bps), *_LIMITS)
-    return Measured(measured.begin, measured.end, bps, measured.nbytes, np.zeros(len(z), bool))
+    above = np.exp(fading.mean - fading.sigma * ndtri(np.clip(rng.random(len(z)) * ndtr(-z), 1e-12, 1.0)))
+    bps = np.where(weak, np.maximum(above, measured.bps), np.where(measured.bound, bps, measured.bps))
+    none = np.zeros(len(z), bool)
+    return Measured(measured.begin, measured.end, np.clip(bps, *_LIMITS), measured.nbytes, none, none)
 
 
 def draw(recorded: Recorded, measured: Measurements, rng: np.random.Generator) -> tuple[Channel, Channel]:
     """One possible channel: uplink and downlink that agree with every measured transfer."""
     ends = float((recorded.t_s + recorded.table["latency_s"]).max()) + 60.0
     times = np.concatenate([[0.0], recorded.t_s[1:]]) if len(recorded) > 1 else np.array([0.0])
-    rtt = Series(times, measured.rtt_s, ends)
+    rtt = Series(times, 2.0 * (measured.base_s + _jitter(measured.jitter_s, rng)), ends)
     up = Channel(_rates(measured.up, measured.fading_up, ends, rng), rtt)
     down = Channel(_rates(measured.down, measured.fading_down, ends, rng), rtt)
     return up, down
+
+
+def _jitter(jitter_s: Floats, rng: np.random.Generator) -> Floats:
+    """Jitter of every request; where it was not measured, that of one near it."""
+    known = np.flatnonzero(np.isfinite(jitter_s))
+    if not known.size:
+        return np.zeros(len(jitter_s))
+    at = np.searchsorted(known, np.arange(len(jitter_s)))
+    other = known[np.clip(at + rng.integers(-_NEAR, _NEAR, len(jitter_s)), 0, len(known) - 1)]
+    return np.asarray(np.where(np.isfinite(jitter_s), jitter_s, jitter_s[other]))
 
 
 def _rates(measured: Measured, fading: Fading, ends: float, rng: np.random.Generator) -> Rates:

@@ -30,8 +30,8 @@ class Conditions:
         edge_s: seconds on the device up to the answer or payload by each option, (m, n).
         cloud_s: seconds of decode and tail, (m, n).
         queue_s: seconds of waiting in the cloud around each request, (n,).
-        hand_s: seconds that the shell takes for handing over one stage.
-        ratio_up: framed bytes in the records over those of the evaluation, (m,).
+        hand_s: seconds that the shell takes for handing over one stage, (n,).
+        more_up: framed bytes of one row in the records less those of the evaluation, (m,).
         bytes_down: framed bytes of a reply for one row, (m,).
         ran: whether the option answered requests in the records, (m,).
         power: charges joules.
@@ -41,8 +41,8 @@ class Conditions:
     edge_s: Floats
     cloud_s: Floats
     queue_s: Floats
-    hand_s: float
-    ratio_up: Floats
+    hand_s: Floats
+    more_up: Floats
     bytes_down: Floats
     ran: Bools
     power: PowerModel
@@ -80,7 +80,7 @@ def conditions(recorded: Recorded, evaluation: Evaluation, power: str | None = N
         cloud_s=cloud_s,
         queue_s=nearest(recorded.t_s, by_cloud, table["queue_s"], 0.0),
         hand_s=_hand_over(recorded, plain),
-        ratio_up=up,
+        more_up=up,
         bytes_down=down,
         ran=np.bincount(decided.option[plain], minlength=len(options)) >= ENOUGH,
         power=found,
@@ -154,30 +154,39 @@ def _paces(
     return usual, nearest(recorded.t_s, valid, relative, 1.0)
 
 
-def _hand_over(recorded: Recorded, valid: Bools) -> float:
-    """Seconds a stage which no part of a request that is alone accounts for: the shell's hand-overs."""
+def _hand_over(recorded: Recorded, valid: Bools) -> Floats:
+    """Seconds a stage around each request which none of its parts accounts for: the shell's hand-overs, (n,).
+
+    From requests that were alone; the others' rest holds their waiting for the device.
+    """
     table = recorded.table
     parts = ("head_s", "encode_s", "uplink_s", "queue_s", "decode_s", "tail_s", "downlink_s")
     rest = table["latency_s"] - sum(table[name] for name in parts)
     alone = valid & recorded.isolated & (table["attempts"] <= 1) & (rest >= 0.0)
     stages = np.where(recorded.decided.planned == recorded.decided.option, 1.0, 2.0)
-    return float(np.median((rest / stages)[alone])) if alone.any() else 0.0
+    return nearest(recorded.t_s, alone, rest / stages, 0.0)
 
 
 def _bytes(recorded: Recorded, evaluation: Evaluation, plain: Bools) -> tuple[Floats, Floats]:
+    """Framed bytes that the records have more than the evaluation for one row up, and all of them down, (m,).
+
+    How messages are framed and encrypted is the same for every option, so options that were not recorded get
+    the difference of those that were.
+    """
     options, table, option = evaluation.table, recorded.table, recorded.decided.option
-    up = np.ones(len(options))
-    down = np.array([o.bytes_down for o in options])
+    up, down = np.full(len(options), np.nan), np.array([o.bytes_down for o in options])
+    down_more = np.full(len(options), np.nan)
     for i, one in enumerate(options):
         mine = plain & (option == i) & (table["attempts"] == 1)
         if not one.remote or mine.sum() < ENOUGH:
             continue
         sizes = payload_bytes(evaluation, i)
         usual = float(sizes[sizes > 0.0].mean()) if (sizes > 0.0).any() else 0.0
-        seen = float((table["bytes_up"][mine] / recorded.rows[mine]).mean())
-        up[i] = seen / usual if usual > 0.0 else 1.0
-        down[i] = float(np.median(table["bytes_down"][mine] / recorded.rows[mine]))
-    return up, down
+        up[i] = float((table["bytes_up"][mine] / recorded.rows[mine]).mean()) - usual
+        down_more[i] = float(np.median(table["bytes_down"][mine] / recorded.rows[mine])) - down[i]
+    for more in (up, down_more):
+        more[np.isnan(more)] = np.nanmedian(more) if np.isfinite(more).any() else 0.0
+    return up, down + down_more
 
 
 def payload_bytes(evaluation: Evaluation, option: int) -> Floats:

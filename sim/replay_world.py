@@ -18,7 +18,7 @@ from splitedge.engine import Engine
 from splitedge.errors import PolicyError
 from splitedge.estimate import EstimatorSettings, LinkEstimator
 from splitedge.evaluation import Evaluation
-from splitedge.events import Arrived, BatteryRead, Cancelled, Event, Refusal
+from splitedge.events import Arrived, BatteryRead, Cancelled, Event, Refusal, Stage
 from splitedge.policy import Decision, Observation, Option, Policy
 from splitedge.record import Record
 from splitedge.settings import EngineSettings
@@ -31,7 +31,7 @@ from splitedge.sim.exact import Clock
 from splitedge.sim.link import Channel, Link
 from splitedge.sim.replay_conditions import Conditions, payload_bytes
 from splitedge.sim.replay_records import NONE, Decided, Ints, Recorded, targets
-from splitedge.sim.scenario import ChannelPart, CloudPart, Scenario, ShellPart
+from splitedge.sim.scenario import ChannelPart, CloudPart, Scenario
 
 Progress = Callable[[int], None]
 _TOLD = 256  # requests between two words on progress
@@ -126,13 +126,13 @@ class _Device(Edge):
         scenario = Scenario(
             deployment=nowhere,
             channel=ChannelPart(up=nowhere),
-            shell=ShellPart(stage_ms=1e3 * world.conditions.hand_s),
         )
         work = Work(recorded.t_s, number, number.astype(float), number.astype(float))
         links = Link(world.up), Link(world.down)
         cloud = _Cloud(world.conditions, engine.options, later)
         super().__init__(0, engine, scenario, _Answers(world), work, links, cloud, None, later, ended)
         self._seconds = _Seconds(world.conditions)
+        self._hand_s = world.conditions.hand_s.tolist()
         self._recorded = recorded
         self._deadlines = [None if d == math.inf else d for d in recorded.deadline_s.tolist()]
         self._counts = recorded.rows.tolist()
@@ -154,6 +154,9 @@ class _Device(Edge):
         if self._follows is not None:
             self._follows.request = getattr(event, "request", 0) - 1
         super()._feed(now, event)
+
+    def _computed(self, now: float, done: tuple[int, Stage, int, float]) -> None:
+        self._later(now + self._hand_s[done[0] - 1], self._stage_done, done)
 
     def _arrive(self, now: float, i: int) -> None:
         if i + 1 < len(self._t):
@@ -186,7 +189,8 @@ class _Answers(Answers):
         known = np.flatnonzero((decided.option != NONE) & np.isfinite(decided.confidence))
         confidence[decided.option[known], known] = decided.confidence[known]
         nbytes = np.stack([payload_bytes(evaluation, i)[rows] for i in range(len(options))])
-        nbytes *= world.conditions.ratio_up[:, None] * recorded.rows
+        more = np.where(nbytes > 0.0, world.conditions.more_up[:, None], 0.0)
+        nbytes = np.maximum(nbytes + more, 0.0) * recorded.rows
         once = np.flatnonzero((decided.option != NONE) & (table["attempts"] == 1) & ~decided.degraded)
         remote = np.array([option.remote for option in options])
         once = once[remote[decided.option[once]]]
