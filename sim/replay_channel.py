@@ -16,14 +16,18 @@ the gaps matter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from splitedge.sim.curves import Rates, Series
 from splitedge.sim.link import Channel
 from splitedge.sim.replay_records import Bools, Floats, Recorded
+
+Indices = npt.NDArray[np.intp]
 
 #: Transmission times below this say only "at least as fast as".
 NOISE_S = 0.001
@@ -31,6 +35,7 @@ STEP_S = 0.1  # between the values drawn in a gap
 MAX_STEPS = 2_000_000
 BASE_S = 5.0  # the propagation delay is the least seen this near
 MTU = 1500.0
+LINGER_S = 0.1  # an unanswered message is taken to be in the queue for this much longer
 _FEW = 8
 _NEAR = 10  # jitter of a request that measured none is that of one of so many before or after
 _TAUS = np.geomspace(0.1, 100.0, 25)
@@ -47,6 +52,7 @@ class Measured:
         nbytes: framed bytes of the message, (k,).
         bound: whether the message was never answered, (k,).
         weak: whether `bps` is the least it was, (k,).
+        waited: whether unanswered messages were served in that time too, before it, (k,).
     """
 
     begin: Floats
@@ -55,6 +61,7 @@ class Measured:
     nbytes: Floats
     bound: Bools
     weak: Bools
+    waited: Bools
 
     def __len__(self) -> int:
         return len(self.begin)
@@ -63,20 +70,16 @@ class Measured:
         """Only the transfers that were answered."""
         return self.only(~self.bound)
 
-    def only(self, keep: Bools) -> Measured:
+    def only(self, keep: Bools | Indices) -> Measured:
         """Some of them."""
-        return Measured(
-            self.begin[keep],
-            self.end[keep],
-            self.bps[keep],
-            self.nbytes[keep],
-            self.bound[keep],
-            self.weak[keep],
-        )
+        return Measured(*(column[keep] for column in self._columns()))
+
+    def _columns(self) -> tuple[Any, ...]:
+        return self.begin, self.end, self.bps, self.nbytes, self.bound, self.weak, self.waited
 
     def strong(self) -> Measured:
         """Without those that only say "at least as fast", unless there are hardly any others."""
-        kept = self.only(~self.weak)
+        kept = self.only(~self.weak & ~self.waited)
         return kept if (~kept.bound).sum() >= _FEW else self.only(np.ones(len(self), bool))
 
 
@@ -158,7 +161,7 @@ def _served(
     """
     at = np.flatnonzero(valid & (nbytes > 0))
     at = at[np.argsort(sent[at], kind="stable")]
-    rows: list[tuple[float, float, float, float, bool]] = []
+    rows: list[tuple[float, float, float, float, bool, bool]] = []
     queue: list[tuple[float, float, float]] = []  # unanswered, each still there when the next was sent
     free = -np.inf
 
@@ -167,13 +170,13 @@ def _served(
             begin, end = max(queue[0][0], free), queue[-1][1]
             if end - begin > NOISE_S:
                 total = sum(size for _, _, size in queue)
-                rows.append((begin, end, 8.0 * total / (end - begin), queue[0][2], True))
+                rows.append((begin, end, 8.0 * total / (end - begin), queue[0][2], True, False))
             queue.clear()
 
     for s, e, size, gone in zip(
         sent[at].tolist(), left[at].tolist(), nbytes[at].tolist(), lost[at].tolist(), strict=True
     ):
-        if queue and queue[-1][1] <= s:
+        if queue and queue[-1][1] + LINGER_S <= s:
             close()
         if gone:
             queue.append((s, e, size))
@@ -181,13 +184,14 @@ def _served(
         begin = max(queue[0][0] if queue else s, free)
         end = max(e, begin + NOISE_S)
         total = size + sum(waiting for _, _, waiting in queue)
+        rows.append((begin, end, 8.0 * total / (end - begin), size, False, bool(queue)))
         queue.clear()
-        rows.append((begin, end, 8.0 * total / (end - begin), size, False))
         free = end
     close()
-    begin, end, bps, size, bound = (np.array([row[i] for row in rows], float) for i in range(5))
-    weak = (bound == 0.0) & (size <= MTU) & (end - begin <= max(noise_s, NOISE_S))
-    return Measured(begin, end, np.clip(bps, *_LIMITS), size, bound.astype(bool), weak)
+    begin, end, bps, size = (np.array([row[i] for row in rows], float) for i in range(4))
+    bound, waited = (np.array([row[i] for row in rows], bool) for i in (4, 5))
+    weak = ~bound & (size <= MTU) & (end - begin <= max(noise_s, NOISE_S))
+    return Measured(begin, end, np.clip(bps, *_LIMITS), size, bound, weak, waited)
 
 
 def fading(measured: Measured) -> Fading:
@@ -245,9 +249,28 @@ def _imputed(measured: Measured, fading: Fading, rng: np.random.Generator) -> Me
     drawn = ndtri(np.clip(rng.random(len(z)) * ndtr(z), 1e-12, 1.0 - 1e-12))
     bps = np.exp(fading.mean + fading.sigma * np.minimum(drawn, z))
     above = np.exp(fading.mean - fading.sigma * ndtri(np.clip(rng.random(len(z)) * ndtr(-z), 1e-12, 1.0)))
-    bps = np.where(weak, np.maximum(above, measured.bps), np.where(measured.bound, bps, measured.bps))
+    # Unanswered: the link stood still, or it was only slow. Nothing tells which, so draws differ in it.
+    bps = np.where(measured.bound, _LIMITS[0] if rng.random() < 0.5 else bps, measured.bps)
+    bps = np.where(weak, np.maximum(above, measured.bps), bps)
     none = np.zeros(len(z), bool)
-    return Measured(measured.begin, measured.end, np.clip(bps, *_LIMITS), measured.nbytes, none, none)
+    columns = measured.begin, measured.end, np.clip(bps, *_LIMITS), measured.nbytes, none, none
+    drawn = np.exp(fading.mean + fading.sigma * rng.standard_normal(len(z)))
+    return _stalled(Measured(*columns, measured.waited), drawn)
+
+
+def _stalled(measured: Measured, usual: Floats) -> Measured:
+    """Times in which several messages waited and the last was answered: the link stood still, then served
+    them all at a usual rate, unless that is less than the mean needed.
+    """
+    seconds, low = measured.end - measured.begin, _LIMITS[0]
+    stood = measured.waited & (usual > measured.bps)
+    burst = np.where(stood, seconds * (measured.bps - low) / np.maximum(usual - low, 1.0), seconds)
+    burst = np.clip(burst, 0.0, seconds)
+    middle = np.where(stood, measured.end - burst, measured.begin)
+    late = replace(measured, begin=middle, bps=np.where(stood, usual, measured.bps))
+    early = replace(measured, end=middle, bps=np.full(len(usual), low)).only(stood)
+    both = Measured(*(np.concatenate(pair) for pair in zip(late._columns(), early._columns(), strict=True)))
+    return both.only(np.argsort(both.begin, kind="stable"))
 
 
 def draw(recorded: Recorded, measured: Measurements, rng: np.random.Generator) -> tuple[Channel, Channel]:
