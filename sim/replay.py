@@ -16,8 +16,9 @@ from splitedge.evaluation import Evaluation
 from splitedge.policy import Policy
 from splitedge.records import RecordTable
 from splitedge.settings import EngineSettings
-from splitedge.sim.replay_channel import Measurements, draw, measure
+from splitedge.sim.replay_channel import draw
 from splitedge.sim.replay_conditions import Conditions, conditions
+from splitedge.sim.replay_measure import Measurements, measure
 from splitedge.sim.replay_moves import Difference, Move, differences, moves
 from splitedge.sim.replay_outcome import columns_of, errors, outcome, recorded_columns, same
 from splitedge.sim.replay_records import Decided, Floats, Recorded, recorded
@@ -93,6 +94,7 @@ class Replay:
         moves: from which option to which, the most frequent first.
         differences: the decisions that differ the most.
         support: what the records can say.
+        enough: whether the share asked for is supported; `settings.anyway` goes on without.
         met_bounds: the change of deadlines met if every unsupported request missed its deadline, and if every
             one met it.
         block: requests of a block of the bootstrap.
@@ -114,6 +116,7 @@ class Replay:
     moves: Sequence[Move]
     differences: Sequence[Difference]
     support: Support
+    enough: bool
     met_bounds: tuple[float, float]
     block: int
     draws: int
@@ -203,6 +206,7 @@ def replay(
         moves=moves(first.baseline, first.candidate, before, after, names),
         differences=differences(known, measured.up, first.baseline, first.candidate, before, after, names),
         support=found,
+        enough=found.share >= settings.least_share,
         met_bounds=_bounds(before, after, found),
         block=block,
         draws=settings.draws,

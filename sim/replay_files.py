@@ -47,6 +47,7 @@ def as_json(found: Replay) -> dict[str, Any]:
         "differences": [asdict(difference) for difference in found.differences],
         "support": {
             "share": support.share,
+            "enough": found.enough,
             "recorded": float(support.recorded.mean()),
             "reach_s": support.reach_s,
             "gaps": [asdict(gap) for gap in support.gaps],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitedge.sim.replay_channel import Measured
+from splitedge.sim.replay_measure import Measured
 from splitedge.sim.replay_outcome import COLUMNS, same
 from splitedge.sim.replay_records import NONE, Decided, Floats, Recorded
 

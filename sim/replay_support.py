@@ -14,8 +14,8 @@ import numpy as np
 
 from splitedge.errors import RecordError
 from splitedge.policy import Option
-from splitedge.sim.replay_channel import Measured
 from splitedge.sim.replay_conditions import Conditions
+from splitedge.sim.replay_measure import Measured
 from splitedge.sim.replay_records import Bools, Decided, Floats, Recorded
 
 #: A transfer measures the channel for requests this near, seconds.

@@ -22,6 +22,8 @@ _REACHED = ("uplink_unknown", "payload_too_large")
 def show(found: Replay, out: Console) -> None:
     """Print a replay."""
     out.print(Text(title(found), style="bold"))
+    if not found.enough:
+        out.print(Text(warning(found), style="red"))
     out.print(changes_table(found))
     for line in headline(found):
         out.print(Text(line))
@@ -40,6 +42,14 @@ def title(found: Replay) -> str:
     return (
         f"{found.requests:,} recorded requests over {_duration(found.seconds)} through the policy "
         f"'{found.candidate}'{against}"
+    )
+
+
+def warning(found: Replay) -> str:
+    """What is to be said of figures that were asked for in spite of too little support."""
+    return (
+        f"these records support only {found.support.share:.1%} of the requests: what follows is mostly the "
+        "simulator's guess, and its intervals do not hold what is not known of the channel"
     )
 
 

@@ -18,9 +18,10 @@ from splitedge.record import Record
 from splitedge.records import RecordTable
 from splitedge.sim.exact import run_exact
 from splitedge.sim.replay import Candidate, ReplaySettings, replay
-from splitedge.sim.replay_channel import draw, measure
+from splitedge.sim.replay_channel import draw
 from splitedge.sim.replay_command import UNSUPPORTED
 from splitedge.sim.replay_command import replay as replay_verb
+from splitedge.sim.replay_measure import measure
 from splitedge.sim.replay_outcome import columns_of
 from splitedge.sim.replay_records import recorded
 from splitedge.sim.replay_stats import METRICS, blocks, value
@@ -64,7 +65,7 @@ def scenario(policy, seed, requests=500):
     )
 
 
-def lived(policy, seed=0, requests=500, options=OPTIONS, up_mbps=3.0):
+def lived(policy, seed=0, requests=400, options=OPTIONS, up_mbps=3.0):
     """The records of a policy in a known world: exact mode over the true channel."""
     trace = lte_like(requests / 8, seed, LteLike(up_mbps=up_mbps))
     run = run_exact(scenario(policy, seed, requests), evaluation(options), trace, trace)
@@ -87,7 +88,7 @@ QUICK = ReplaySettings(draws=3)
 @pytest.mark.parametrize(("a", "b"), [("deadline", "static:split"), ("static:split", "deadline")])
 def test_the_true_change_lies_in_the_interval_in_most_worlds(a, b):
     inside = []
-    for seed in range(5):
+    for seed in range(3):
         before, after = lived(a, seed), lived(b, seed)
         found = replay(before, evaluation(), candidate(b), settings=QUICK)
         true = truth(before, after)
@@ -276,11 +277,10 @@ def test_a_prediction_and_a_real_run_agree(tmp_path):
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-        subject = module._deploy(tmp_path, seconds=10.0, rate_hz=8.0)
-        (channels,) = module._uplinks(True).values()
-        found = asyncio.run(
-            module._compare(subject, channels, "static:split", "static:exit", tmp_path / "run")
-        )
+        subject = module.deploy(tmp_path, seconds=10.0)
+        (channels,) = module.uplinks(True).values()
+        tables = asyncio.run(module.run(subject, channels, ("static:split", "static:exit"), tmp_path / "run"))
+        found = module.predict(subject, tables["static:split"], tables["static:exit"], "static:exit")
     finally:
         sys.path.remove(str(folder))
     for name in ("met", "bytes"):
