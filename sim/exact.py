@@ -87,7 +87,7 @@ def run_exact(
 
     Returns:
         One row a request, in order of arrival, with all columns of `Record` (`reason` where
-        `engine.reasons` is on).
+        the scenario asks for `reasons`).
 
     Raises:
         ConfigError: the evaluation, a name or a number of the scenario can not be used.
@@ -137,7 +137,7 @@ class _World:
         self._total = total
         self._progress = progress
         self._clock = Clock()
-        self._out = RowsOut(scenario.engine.reasons)
+        self._out = RowsOut(scenario.reasons)
         self._cloud = SimCloud(scenario.cloud, options, self._clock.later)
 
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
@@ -169,7 +169,9 @@ class _World:
         engine = Engine(
             self._options,
             Watched(copy.deepcopy(self._policy)),
-            settings=scenario.engine.model_copy(update={"seed": scenario.engine.seed + device}),
+            settings=scenario.engine.model_copy(
+                update={"seed": scenario.engine.seed + device, "reasons": scenario.reasons}
+            ),
             link=LinkEstimator(scenario.link),
             power=self._power,
         )
@@ -198,7 +200,7 @@ def _links(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Lin
     rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
     start = start_s(scenario, device, up.duration_s)
     one, other = (
-        Channel(trace.capacity(way), rtt, part.buffer_kb * 1000, start, part.loop)
-        for trace, way in ((up, "up"), (down, "down"))
+        Channel(capacity, rtt, part.buffer_kb * 1000, start, part.loop)
+        for capacity in (up.capacity("up"), down.capacity("down"))
     )
     return Link(one), Link(other)
