@@ -68,7 +68,8 @@ def conditions(recorded: Recorded, evaluation: Evaluation, power: str | None = N
     computed = table["head_s"] + table["encode_s"]
     expected, told = _expected(recorded, options, plain, computed)
     device, device_pace = _paces(recorded, told, computed, expected, len(options))
-    cloud = np.array([option.cloud_s for option in options])[decided.option] * recorded.rows
+    cloud_row = np.array([option.cloud_s for option in options])
+    cloud: Floats = np.asarray(cloud_row[decided.option] * recorded.rows, float)
     server, server_pace = _paces(recorded, by_cloud, table["decode_s"] + table["tail_s"], cloud, len(options))
     rows = recorded.rows[None, :]
     edge_s = np.array([option.edge_s for option in options])[:, None] * rows * device[:, None] * device_pace
@@ -113,7 +114,7 @@ def _expected(
     decided, rows = recorded.decided, recorded.rows
     edge = np.array([o.edge_s for o in options])
     remote = np.array([o.remote for o in options])
-    found = edge[decided.option] * rows
+    found: Floats = np.asarray(edge[decided.option] * rows, float)
     fell = decided.degraded & (recorded.table["attempts"] >= 1) & remote[decided.target]
     fell &= (decided.option != NONE) & ~remote[decided.option]
     both = np.array([[_together(one, other) for other in options] for one in options])

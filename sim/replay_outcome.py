@@ -26,8 +26,8 @@ from splitedge.sim.replay_records import Bools, Decided, Floats, Ints
 COLUMNS = ("met", "latency_s", "nbytes", "energy_j", "confidence", "sure_in_time", "failed")
 #: An option that was recorded this often has an error of its own.
 ENOUGH = 20
-#: What is assumed of the simulation's mean error on an option that was not: standard deviations, as a share
-#: of the simulated mean or in the column's unit. docs/replay.md has real runs that they were held against.
+#: What is assumed of the simulation's mean error on requests that no record with that option is like:
+#: standard deviations, as a share of the simulated mean or in the column's unit (docs/replay.md).
 UNSEEN_SHARE = {"latency_s": 0.15, "nbytes": 0.02, "energy_j": 0.05}
 UNSEEN = {"met": 0.02, "confidence": 0.02, "sure_in_time": 0.03, "failed": 0.01}
 
@@ -70,7 +70,7 @@ def recorded_columns(recorded: Decided, simulated: Decided) -> Floats:
 
 def same(one: Decided, other: Decided) -> Bools:
     """Where two policies decided alike, first and last, (n,)."""
-    return (one.planned == other.planned) & (one.target == other.target)
+    return np.asarray((one.planned == other.planned) & (one.target == other.target))
 
 
 def errors(
@@ -79,14 +79,15 @@ def errors(
     """How far the simulation of the recorded decisions is from the records, option by option.
 
     A mean error of another policy's requests is taken to be within half of the error seen on the option's
-    own requests, and within twice its standard error, as a standard deviation. For an option never recorded
-    it is the largest error seen on any option, and what `UNSEEN` assumes.
+    own requests, and within twice its standard error, as a standard deviation; for an option never recorded
+    within the largest error seen on any option. To that comes what `UNSEEN` assumes, in proportion to the
+    share of the recorded requests that did not take the option.
 
     Args:
         actual, simulated: outcomes under the recorded decisions, (columns, n).
         target: option wanted last in the records, (n,).
         count: of options.
-        candidate, aim: outcomes of the candidate and the options it wanted, for the options not recorded.
+        candidate, aim: outcomes of the candidate, (columns, n), and the options it wanted, (n,).
     """
     off = simulated - actual
     mean, deviation = np.zeros((len(off), count)), np.zeros((len(off), count))
@@ -99,15 +100,16 @@ def errors(
             noise = 2.0 * mine.std(axis=1) / np.sqrt(mine.shape[1])
             deviation[:, option] = np.hypot(0.5 * mean[:, option], noise)
     largest = np.abs(mean[:, known]).max(axis=1) if known.any() else np.abs(off.mean(axis=1))
-    for option in np.flatnonzero(~known).tolist():
-        mine = candidate[:, aim == option]
-        if mine.shape[1]:
-            deviation[:, option] = np.hypot(largest, _assumed(mine.mean(axis=1)))
+    deviation[:, ~known] = largest[:, None]
+    for option in np.unique(aim[aim >= 0]).tolist():
+        elsewhere = float((target != option).mean())  # the records tell little of those requests
+        assumed = elsewhere * _assumed(candidate[:, aim == option].mean(axis=1))
+        deviation[:, option] = np.hypot(deviation[:, option], assumed)
     return Errors(mean, deviation, known)
 
 
 def _assumed(mean: Floats) -> Floats:
-    """Standard deviations of the error on an option never recorded of this simulated mean, (columns,)."""
+    """What `UNSEEN` assumes for a simulated mean, (columns,)."""
     shares = [UNSEEN_SHARE.get(name, 0.0) for name in COLUMNS]
     plain = [UNSEEN.get(name, 0.0) for name in COLUMNS]
     return np.asarray(shares * mean + np.array(plain))

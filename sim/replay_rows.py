@@ -17,7 +17,7 @@ def matched_rows(
     """A row of the evaluation for each request, as hard as that request was: (n,).
 
     Among the rows whose confidence by the option that answered is nearest to the recorded one, any. Where an
-    exit was run and not taken, only rows of which it was less sure than of those it took. Where a filter
+    exit was run and not taken, only rows of which it is less sure than of the others. Where a filter
     ended the request, only rows that it keeps from being sent. A request without an answer gets any row.
     """
     decided = recorded.decided
@@ -55,15 +55,16 @@ def _kept_by_filter(evaluation: Evaluation, planned: Ints) -> Ints:
 
 
 def _unsure(recorded: Recorded, evaluation: Evaluation, exit_option: int) -> Ints:
-    """Rows of which an exit is less sure than of the answers it gave in the records; all if too few."""
+    """Rows of which an exit is least sure: as large a share of all as was asked and not taken in the records.
+
+    Not those below the answers it gave: it also gave some because the cloud was out of reach.
+    """
     decided = recorded.decided
-    taken = decided.confidence[(decided.option == exit_option) & ~decided.degraded & (decided.error == "")]
-    taken = taken[np.isfinite(taken)]
-    every = np.arange(evaluation.confidence.shape[1])
-    if not taken.size:
-        return every
-    rows = np.flatnonzero(evaluation.confidence[exit_option] < np.quantile(taken, 0.02))
-    return rows if len(rows) >= _ENOUGH else every
+    asked = decided.planned == exit_option
+    sure = evaluation.confidence[exit_option]
+    share = float((decided.target[asked] != exit_option).mean())
+    rows = np.flatnonzero(sure <= np.quantile(sure, share))
+    return rows if len(rows) >= _ENOUGH else np.arange(len(sure))
 
 
 def _near(confidence: Floats, rows: Ints, wanted: Floats, close: int, rng: np.random.Generator) -> Ints:
