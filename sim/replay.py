@@ -230,7 +230,8 @@ def _world(
     rng = np.random.default_rng([settings.seed, number])
     rows = matched_rows(known, evaluation, rng)
     up, down = draw(known, measured, rng)
-    return World(known, evaluation, rows, around, up, down, settings.engine, settings.link)
+    engine = settings.engine.model_copy(update={"reasons": number == 0})  # only the first draw's are told
+    return World(known, evaluation, rows, around, up, down, engine, settings.link)
 
 
 def _over(

@@ -60,12 +60,12 @@ def scenario(policy, seed, requests=500):
             "channel": {"up": "t.csv"},
             "device": {"power": "phone-lte", "slower": 1.2},
             "work": {"arrivals": "poisson", "rate_hz": 10.0, "requests": requests, "start_s": 2.0},
-            "engine": {"reasons": True},
+            "reasons": True,
         }
     )
 
 
-def lived(policy, seed=0, requests=400, options=OPTIONS, up_mbps=3.0):
+def lived(policy, seed=0, requests=300, options=OPTIONS, up_mbps=3.0):
     """The records of a policy in a known world: exact mode over the true channel."""
     trace = lte_like(requests / 8, seed, LteLike(up_mbps=up_mbps))
     run = run_exact(scenario(policy, seed, requests), evaluation(options), trace, trace)
@@ -113,7 +113,7 @@ def test_a_policy_that_decides_alike_changes_nothing():
 
 
 def test_the_same_seed_gives_the_same_figures_and_against_swaps_the_sign():
-    records = lived("deadline", requests=200)
+    records = lived("deadline", requests=120)
     one, same = (replay(records, evaluation(), candidate("static:split"), settings=QUICK) for _ in range(2))
     assert one.changes == same.changes
     there = replay(records, evaluation(), candidate("static:split"), candidate("static:exit"), QUICK)
@@ -134,7 +134,7 @@ def test_without_any_transfer_the_uplink_is_unknown():
 
 
 def test_a_quiet_time_is_named_and_only_it():
-    records = list(lived("static:split").rows())
+    records = list(lived("static:split", requests=500).rows())
     quiet = [r for r in records if 15 < r.t_s < 40]
     for r in quiet:  # as a policy that stays on the device leaves them
         r.planned, r.option, r.route, r.exit, r.codec, r.cut = EXIT.name, EXIT.name, "exit", 0, "", ""
