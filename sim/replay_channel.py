@@ -14,11 +14,12 @@ from scipy.special import ndtr, ndtri
 
 from splitedge.sim.curves import Rates, Series
 from splitedge.sim.link import Channel
-from splitedge.sim.replay_measure import FEW, LIMITS, Fading, Measured, Measurements
+from splitedge.sim.replay_measure import LIMITS, Fading, Measured, Measurements
 from splitedge.sim.replay_records import Floats, Recorded
 
 STEP_S = 0.1  # between the values drawn in a gap
 MAX_STEPS = 2_000_000
+JITTER_SIGMA = 0.7  # of the log of a draw's jitter over the recorded one
 _NEAR = 10  # jitter of a request that measured none is that of one of so many before or after
 
 
@@ -26,7 +27,9 @@ def draw(recorded: Recorded, measured: Measurements, rng: np.random.Generator) -
     """One possible channel: uplink and downlink that agree with every measured transfer."""
     ends = float((recorded.t_s + recorded.table["latency_s"]).max()) + 60.0
     times = np.concatenate([[0.0], recorded.t_s[1:]]) if len(recorded) > 1 else np.array([0.0])
-    rtt = Series(times, 2.0 * (measured.base_s + _jitter(measured.jitter_s, rng)), ends)
+    # Jitter also comes from what else device and cloud did: another run has less of it, or more.
+    jitter = _jitter(measured.jitter_s, rng) * np.exp(JITTER_SIGMA * rng.standard_normal())
+    rtt = Series(times, 2.0 * (measured.base_s + jitter), ends)
     up = Channel(_rates(measured.up, measured.fading_up, ends, rng), rtt)
     down = Channel(_rates(measured.down, measured.fading_down, ends, rng), rtt)
     return up, down
@@ -70,14 +73,13 @@ def _rates(measured: Measured, fading: Fading, ends: float, rng: np.random.Gener
 
 def _imputed(measured: Measured, fading: Fading, rng: np.random.Generator) -> Measured:
     """Bounds replaced by rates drawn below them, or above where they say "at least"."""
-    weak = measured.weak & (measured.weak.sum() < len(measured) - FEW)
     z = (np.log(measured.bps) - fading.mean) / fading.sigma
     drawn = ndtri(np.clip(rng.random(len(z)) * ndtr(z), 1e-12, 1.0 - 1e-12))
     bps = np.exp(fading.mean + fading.sigma * np.minimum(drawn, z))
     above = np.exp(fading.mean - fading.sigma * ndtri(np.clip(rng.random(len(z)) * ndtr(-z), 1e-12, 1.0)))
     # Unanswered: the link stood still, or it was only slow. Nothing tells which, so draws differ in it.
     bps = np.where(measured.bound, LIMITS[0] if rng.random() < 0.5 else bps, measured.bps)
-    bps = np.where(weak, np.maximum(above, measured.bps), bps)
+    bps = np.where(measured.weak, np.maximum(above, measured.bps), bps)
     none = np.zeros(len(z), bool)
     columns = measured.begin, measured.end, np.clip(bps, *LIMITS), measured.nbytes, none, none
     drawn = np.exp(fading.mean + fading.sigma * rng.standard_normal(len(z)))

@@ -28,6 +28,7 @@ BASE_S = 5.0  # the propagation delay is the least seen this near
 MTU = 1500.0
 LINGER_S = 0.1  # an unanswered message is taken to be in the queue for this much longer
 FEW = 8
+_PRIOR = float(np.log(10e6))
 _TAUS = np.geomspace(0.1, 100.0, 25)
 LIMITS = (1e3, 1e10)  # bits/s
 
@@ -121,7 +122,7 @@ def measure(recorded: Recorded) -> Measurements:
     left = np.where(answered, np.maximum(there - delay, sent), np.maximum(ends - 2.0 * base, sent))
     up = _served(sent, left, size, lost, answered | lost, 2.0 * noise)
     down = _served(back, ends - delay, table["bytes_down"].astype(float), lost, answered, 2.0 * noise)
-    return Measurements(up, down, base, jitter, fading(up.strong()), fading(down.strong()))
+    return Measurements(up, down, base, jitter, fading(up), fading(down))
 
 
 def _base(recorded: Recorded, answered: Bools) -> Floats:
@@ -188,16 +189,21 @@ def _served(
 def fading(measured: Measured) -> Fading:
     """Mean, spread and correlation time of the log rate.
 
-    The correlation time is the one whose exponential fits the squared differences of answered transfers one,
+    Bounds from above (unanswered) and from below (weak) count as censored values: Tobin, Econometrica 1958.
+    One sample's worth of the link estimator's prior, 10 Mbit/s, holds where they are all that there is. The
+    correlation time is the one whose exponential fits the squared differences of answered transfers one,
     two, four and eight apart best. Measurements closer together than that share their weight.
     """
-    known = measured.answered()
-    if len(known) < 2:
-        return Fading(float(np.log(10e6)), 1.0, 1.0)
-    tau = _tau(known)
-    gap = np.append(np.inf, measured.end[1:] - measured.end[:-1])
-    weight = 1.0 - np.exp(-np.maximum(gap, 0.0) / tau)
-    mean, sigma = _censored(np.log(measured.bps), measured.bound, np.maximum(weight, 0.01))
+    used = measured.only(~measured.waited)
+    if not len(used):
+        return Fading(_PRIOR, 1.0, 1.0)
+    sure = used.only(~used.bound & ~used.weak)
+    tau = _tau(sure if len(sure) >= FEW else used.answered())
+    gap = np.append(np.inf, used.end[1:] - used.end[:-1])
+    weight = np.maximum(1.0 - np.exp(-np.maximum(gap, 0.0) / tau), 0.01)
+    side = np.where(used.bound, -1, np.where(used.weak, 1, 0))
+    values = np.append(np.log(used.bps), [_PRIOR - 1.0, _PRIOR + 1.0])
+    mean, sigma = _censored(values, np.append(side, [0, 0]), np.append(weight, [0.5, 0.5]))
     return Fading(mean, max(sigma, 1e-3), tau)
 
 
@@ -213,21 +219,23 @@ def _tau(known: Measured) -> float:
     return float(_TAUS[int(np.argmin(errors))])
 
 
-def _censored(value: Floats, bound: Bools, weight: Floats) -> tuple[float, float]:
-    """Mean and standard deviation of a normal of which some values are only known to be below `value`: EM."""
+def _censored(value: Floats, side: npt.NDArray[np.int_], weight: Floats) -> tuple[float, float]:
+    """Mean and standard deviation of a normal by EM, of values known (side 0), or only known to be below
+    (-1) or above (1) `value`.
+    """
     mean = float(np.average(value, weights=weight))
     variance = float(np.average((value - mean) ** 2, weights=weight))
-    if not bound.any():
-        return mean, variance**0.5
-    for _ in range(100):
+    sign = side.astype(float)
+    for _ in range(200):
         sigma = max(variance**0.5, 1e-3)
         z = (value - mean) / sigma
-        ratio = np.exp(-0.5 * z * z - log_ndtr(z)) / np.sqrt(2.0 * np.pi)  # density over probability below
-        first = np.where(bound, mean - sigma * ratio, value)
-        extra = np.where(bound, sigma**2 * np.maximum(0.0, 1.0 - z * ratio - ratio**2), 0.0)
+        tail = log_ndtr(np.where(side < 0, z, -z))
+        ratio = np.exp(-0.5 * z * z - tail) / np.sqrt(2.0 * np.pi)  # density over probability of that side
+        first = np.where(side == 0, value, mean + sign * sigma * ratio)
+        extra = np.where(side == 0, 0.0, sigma**2 * np.maximum(0.0, 1.0 + sign * z * ratio - ratio**2))
         new = float(np.average(first, weights=weight))
         variance = float(np.average((first - new) ** 2 + extra, weights=weight))
         if abs(new - mean) < 1e-6:
             break
         mean = new
-    return mean, variance**0.5
+    return mean, max(variance, 0.0) ** 0.5
