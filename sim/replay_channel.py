@@ -28,10 +28,13 @@ def draw(recorded: Recorded, measured: Measurements, rng: np.random.Generator) -
     ends = float((recorded.t_s + recorded.table["latency_s"]).max()) + 60.0
     times = np.concatenate([[0.0], recorded.t_s[1:]]) if len(recorded) > 1 else np.array([0.0])
     # Jitter also comes from what else device and cloud did: another run has less of it, or more.
-    jitter = _jitter(measured.jitter_s, rng) * np.exp(JITTER_SIGMA * rng.standard_normal())
-    rtt = Series(times, 2.0 * (measured.base_s + jitter), ends)
-    up = Channel(_rates(measured.up, measured.fading_up, ends, rng), rtt)
-    down = Channel(_rates(measured.down, measured.fading_down, ends, rng), rtt)
+    much = np.exp(JITTER_SIGMA * rng.standard_normal())
+    there, back = (
+        Series(times, 2.0 * (measured.base_s + much * _jitter(jitter, rng)), ends)  # a channel takes half
+        for jitter in (measured.jitter_up_s, measured.jitter_down_s)
+    )
+    up = Channel(_rates(measured.up, measured.fading_up, ends, rng), there)
+    down = Channel(_rates(measured.down, measured.fading_down, ends, rng), back)
     return up, down
 
 
@@ -47,7 +50,7 @@ def _jitter(jitter_s: Floats, rng: np.random.Generator) -> Floats:
 
 def _rates(measured: Measured, fading: Fading, ends: float, rng: np.random.Generator) -> Rates:
     """Measured rates where there are some, drawn ones between."""
-    known = _imputed(measured, fading, rng)
+    known = _imputed(_silence(measured, rng), fading, rng)
     grid = np.arange(0.0, ends, max(STEP_S, ends / MAX_STEPS))
     value = _between(grid, known, fading, rng)
     inside_known = np.searchsorted(known.begin, grid, "right") - 1
@@ -71,13 +74,25 @@ def _rates(measured: Measured, fading: Fading, ends: float, rng: np.random.Gener
     return Rates(times, rates, ends)
 
 
+def _silence(measured: Measured, rng: np.random.Generator) -> Measured:
+    """A single message without an answer: the link failed it, or device or cloud were late. Nothing tells
+    which, so draws differ in it. Several in a row are taken for the link's.
+    """
+    nbytes = measured.bps * (measured.end - measured.begin) / 8.0
+    alone = (measured.bound & (nbytes < 1.1 * measured.nbytes)) | (
+        measured.waited & (nbytes < 2.2 * measured.nbytes)
+    )
+    return measured.only(~alone) if rng.random() < 0.5 else measured
+
+
 def _imputed(measured: Measured, fading: Fading, rng: np.random.Generator) -> Measured:
-    """Bounds replaced by rates drawn below them, or above where they say "at least"."""
+    """Bounds replaced by rates drawn below them, or above where they say "at least". Where several messages
+    stayed unanswered, the link stood still in half of the draws, and was slow in the others.
+    """
     z = (np.log(measured.bps) - fading.mean) / fading.sigma
     drawn = ndtri(np.clip(rng.random(len(z)) * ndtr(z), 1e-12, 1.0 - 1e-12))
     bps = np.exp(fading.mean + fading.sigma * np.minimum(drawn, z))
     above = np.exp(fading.mean - fading.sigma * ndtri(np.clip(rng.random(len(z)) * ndtr(-z), 1e-12, 1.0)))
-    # Unanswered: the link stood still, or it was only slow. Nothing tells which, so draws differ in it.
     bps = np.where(measured.bound, LIMITS[0] if rng.random() < 0.5 else bps, measured.bps)
     bps = np.where(measured.weak, np.maximum(above, measured.bps), bps)
     none = np.zeros(len(z), bool)
@@ -114,7 +129,8 @@ def _between(at: Floats, known: Measured, fading: Fading, rng: np.random.Generat
     path = np.empty(len(nodes))
     path[order] = fading.sigma * _path(nodes[order], fading.tau_s, rng)
     free, at_begin, at_end = np.split(path, [len(at), len(at) + len(known)])
-    value = np.log(known.bps) - fading.mean
+    # A link that stood still says nothing of the rate before and after.
+    value = np.maximum(np.log(known.bps) - fading.mean, -2.0 * fading.sigma)
     right = np.searchsorted(known.begin, at, "right")
     left = right - 1
     from_left = np.where(left >= 0, value[np.maximum(left, 0)] - at_end[np.maximum(left, 0)], 0.0)

@@ -91,14 +91,15 @@ class Measurements:
     Attributes:
         up, down: the transfers.
         base_s: one-way delay without jitter at each request's arrival, seconds, (n,).
-        jitter_s: jitter of each answered request, NaN of others, (n,).
+        jitter_up_s, jitter_down_s: jitter of each answered request's messages, NaN of others, (n,).
         fading_up, fading_down: of the log rate.
     """
 
     up: Measured
     down: Measured
     base_s: Floats
-    jitter_s: Floats
+    jitter_up_s: Floats
+    jitter_down_s: Floats
     fading_up: Fading
     fading_down: Fading
 
@@ -111,18 +112,40 @@ def measure(recorded: Recorded) -> Measurements:
     back = ends - table["downlink_s"]
     there = back - table["tail_s"] - table["decode_s"] - table["queue_s"]
     base = _base(recorded, answered)
-    small = answered & (table["bytes_down"] <= MTU)
-    jitter = np.where(small, table["downlink_s"] - base, np.nan)
-    delay = base + np.where(np.isfinite(jitter), jitter, 0.0)
-    noise = float(np.nanquantile(jitter, 0.9)) if small.sum() >= FEW else 0.0
     size = table["bytes_up"] / np.maximum(1, table["attempts"])
+    down_jitter, noise = _jitter(table["downlink_s"] - base, answered & (table["bytes_down"] <= MTU))
+    up_jitter, up_noise = _jitter(table["uplink_s"] - base, answered & (size <= MTU))
+    # A long message's own jitter can not be told from its transmission: it is taken for its reply's.
+    up_jitter = np.where(np.isfinite(up_jitter), up_jitter, np.where(answered, down_jitter, np.nan))
+    up_noise = up_noise or noise
     # An unanswered one: it was sent after its compute, and nothing had come back when the request ended.
     lost = ~answered & (table["attempts"] >= 1)
     sent = np.where(answered, there - table["uplink_s"], t_s + table["head_s"] + table["encode_s"])
-    left = np.where(answered, np.maximum(there - delay, sent), np.maximum(ends - 2.0 * base, sent))
-    up = _served(sent, left, size, lost, answered | lost, 2.0 * noise)
-    down = _served(back, ends - delay, table["bytes_down"].astype(float), lost, answered, 2.0 * noise)
-    return Measurements(up, down, base, jitter, fading(up), fading(down))
+    left = np.where(
+        answered,
+        np.maximum(there - base - np.nan_to_num(up_jitter), sent),
+        np.maximum(ends - 2.0 * base, sent),
+    )
+    up = _served(sent, left, size, lost, answered | lost, 2.0 * up_noise)
+    down = _served(
+        back,
+        ends - base - np.nan_to_num(down_jitter),
+        table["bytes_down"].astype(float),
+        lost,
+        answered,
+        2.0 * noise,
+    )
+    return Measurements(up, down, base, up_jitter, down_jitter, fading(up), fading(down))
+
+
+def _jitter(over: Floats, small: Bools) -> tuple[Floats, float]:
+    """Jitter of small messages, whose time over the base is next to nothing else (NaN of others, (n,)), and
+    its 90th percentile: what takes longer was slow.
+    """
+    if small.sum() < FEW:
+        return np.full(len(over), np.nan), 0.0
+    most = float(np.quantile(over[small], 0.9))
+    return np.where(small, np.clip(over, 0.0, most), np.nan), most
 
 
 def _base(recorded: Recorded, answered: Bools) -> Floats:

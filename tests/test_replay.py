@@ -109,7 +109,7 @@ def test_a_policy_that_decides_alike_changes_nothing():
     # The simulator on the recorded decisions is near the records.
     by_name = {c.metric.name: c for c in found.calibration}
     assert by_name["p50_s"].simulated == pytest.approx(by_name["p50_s"].recorded, rel=0.15)
-    assert by_name["bytes"].simulated == pytest.approx(by_name["bytes"].recorded, rel=0.05)
+    assert by_name["bytes"].simulated == pytest.approx(by_name["bytes"].recorded, rel=0.15)
 
 
 def test_the_same_seed_gives_the_same_figures_and_against_swaps_the_sign():
