@@ -15,12 +15,13 @@ from splitedge.policy import Option, Policy
 from splitedge.power import PowerModel, power_profile
 from splitedge.record import Record
 from splitedge.sim.answers import Answers
+from splitedge.sim.channel import links_of
 from splitedge.sim.cloud import SimCloud
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import Battery, scaled
 from splitedge.sim.dry_run import Watched, rehearse
 from splitedge.sim.edge import Edge, Work
-from splitedge.sim.link import Channel, Link
+from splitedge.sim.link import Link
 from splitedge.sim.policies import policy_for
 from splitedge.sim.rows_out import RowsOut
 from splitedge.sim.scenario import Scenario
@@ -50,6 +51,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.stopped = False
         self._heap: list[tuple[float, int, Call, Any]] = []
         self._made = 0
 
@@ -58,13 +60,12 @@ class Clock:
         self._made += 1
         heappush(self._heap, (at, self._made, call, what))
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Make calls until `until()` holds."""
+    def run(self) -> None:
+        """Make calls until one sets `stopped`."""
         heap = self._heap
-        while not until():
-            at, _, call, what = heappop(heap)
-            self.now = at
-            call(at, what)
+        while not self.stopped:
+            self.now, _, call, what = heappop(heap)
+            call(self.now, what)
 
 
 def run_exact(
@@ -73,7 +74,7 @@ def run_exact(
     up: Trace,
     down: Trace,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Callable[[int], Policy] | None = None,
     progress: Progress | None = None,
 ) -> Simulation:
     """Simulate every request event by event, with the engine object of the daemon.
@@ -82,7 +83,8 @@ def run_exact(
         scenario: everything but the files it names.
         evaluation: of the deployment, with its option table.
         up, down: traces of the channel's directions.
-        policy: in place of the scenario's; every device gets a copy.
+        policy: in place of the scenario's: one of which every device gets a copy, or what makes the policy of
+            a device from its number.
         progress: called with the finished share of all requests, now and then.
 
     Returns:
@@ -98,9 +100,11 @@ def run_exact(
     answers = Answers(evaluation)
     options = scaled(evaluation.table, scenario.device.slower, scenario.cloud.slower)
     power = power_profile(scenario.device.power)
-    name = scenario.policy if policy is None else policy.name
-    policy = policy_for(scenario.policy if policy is None else policy, evaluation)
-    rehearse(policy, options)
+    given = policy(0) if callable(policy) else policy
+    name = scenario.policy if given is None else given.name
+    ready = policy_for(scenario.policy if given is None else given, evaluation)
+    rehearse(ready, options)
+    policy_of = policy if callable(policy) else lambda device: copy.deepcopy(ready)
     recorded = None
     if not isinstance(scenario.work.arrivals, str):
         recorded = read_arrivals(scenario.work.arrivals)
@@ -110,7 +114,7 @@ def run_exact(
             f"{total} requests; exact mode simulates at most {MAX_REQUESTS} in one run, fleet mode more "
             "(mode = 'fleet')"
         )
-    world = _World(scenario, answers, options, policy, power, recorded, total, progress)
+    world = _World(scenario, answers, options, policy_of, power, recorded, total, progress)
     return world.run(name, up, down)
 
 
@@ -122,7 +126,7 @@ class _World:
         scenario: Scenario,
         answers: Answers,
         options: tuple[Option, ...],
-        policy: Policy,
+        policy_of: Callable[[int], Policy],
         power: PowerModel,
         recorded: Floats | None,
         total: int,
@@ -131,7 +135,7 @@ class _World:
         self._scenario = scenario
         self._answers = answers
         self._options = options
-        self._policy = policy
+        self._policy_of = policy_of
         self._power = power
         self._recorded = recorded
         self._total = total
@@ -143,11 +147,12 @@ class _World:
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
         """Simulate until every request has ended."""
         scenario, out, total = self._scenario, self._out, self._total
-        shared = _links(scenario, up, down, 0) if scenario.device.shared_cell else None
+        shared = links_of_device(scenario, up, down, 0) if scenario.device.shared_cell else None
         for device in range(scenario.device.count):
-            links = shared if shared is not None else _links(scenario, up, down, device)
+            links = shared if shared is not None else links_of_device(scenario, up, down, device)
             self._edge(device, links).start()
-        self._clock.run(lambda: out.count >= total)
+        if total:
+            self._clock.run()
         return Simulation(
             policy=name,
             trace=up.source,
@@ -168,7 +173,7 @@ class _World:
         )
         engine = Engine(
             self._options,
-            Watched(copy.deepcopy(self._policy)),
+            Watched(self._policy_of(device)),
             settings=scenario.engine.model_copy(
                 update={"seed": scenario.engine.seed + device, "reasons": scenario.reasons}
             ),
@@ -190,17 +195,17 @@ class _World:
         watched = edge.engine.policy
         if isinstance(watched, Watched) and watched.failure is not None:
             raise SimulationError(watched.failure)
-        if self._progress is not None and (out.count % _TOLD == 0 or out.count == self._total):
+        if out.count == self._total:
+            self._clock.stopped = True
+        if self._progress is not None and (out.count % _TOLD == 0 or self._clock.stopped):
             self._progress(out.count / self._total)
 
 
-def _links(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
-    """Fresh links of one device. Both ways take the RTT of the uplink's trace: there is one path."""
+def links_of_device(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
+    """Fresh links of one device, which begin in the trace where that device does."""
     part = scenario.channel
-    rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
-    start = start_s(scenario, device, up.duration_s)
-    one, other = (
-        Channel(capacity, rtt, part.buffer_kb * 1000, start, part.loop)
-        for capacity in (up.capacity("up"), down.capacity("down"))
-    )
-    return Link(one), Link(other)
+    ahead = start_s(scenario, device, up.duration_s) - part.start_s
+    moved: dict[str, float] = {"start_s": part.start_s + ahead}
+    if part.down_start_s is not None:
+        moved["down_start_s"] = max(0.0, part.down_start_s + ahead)
+    return links_of(part.model_copy(update=moved), up, down, scenario.seed * scenario.device.count + device)
