@@ -99,6 +99,7 @@ class World:
             count += 1
             if count % _TOLD == 0 or count == n:
                 progress((count - 1) % _TOLD + 1)
+            clock.stopped = count == n
 
         clock = Clock()
         engine = Engine(
@@ -109,7 +110,7 @@ class World:
             power=self.conditions.power,
         )
         _Device(self, engine, clock.later, end).start()
-        clock.run(lambda: count == n)
+        clock.run()
         return [record for record in ended if record is not None]
 
 
