@@ -59,7 +59,7 @@ def release(w: World, s: int) -> None:
 @inner
 def radio(w: World, d: Any, now: float) -> float:
     """Joules of the radio's tail that a transfer at `now` adds: `PowerModel.tail_joules`."""
-    joules = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.radio_at))
+    joules = w.rules[0].tail_w * min(w.rules[0].tail_s, max(0.0, now - d.radio_at))
     d.radio_at = now
     return float(joules)
 
@@ -67,7 +67,7 @@ def radio(w: World, d: Any, now: float) -> float:
 @inner
 def transfer(w: World, d: Any, now: float, nbytes: float, j_per_bit: float) -> None:
     """Draw a message's joules from the battery."""
-    tail_j = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.awake_at))
+    tail_j = w.rules[0].tail_w * min(w.rules[0].tail_s, max(0.0, now - d.awake_at))
     d.awake_at = now
     d.joules += 8.0 * nbytes * j_per_bit + tail_j
 
@@ -77,7 +77,7 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
     """The one end of a request: `option` NONE for an error, NOTHING for a filter's class."""
     r = w.slot[s]
     d = w.device[r.owner]
-    rules = w.rules
+    rules = w.rules[0]
     e = w.ended[w.counts[DONE]]
     w.counts[DONE] += 1
     e.owner, e.place, e.row, e.t, e.at = r.owner, r.place, r.row, r.t, now
@@ -114,10 +114,10 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
 def _cancel(w: World, s: int, now: float) -> None:
     """Tell the cloud that nobody waits: no reply comes if it hears that before it is done."""
     r = w.slot[s]
-    transfer(w, w.device[r.owner], now, w.rules.cancel_bytes, w.rules.j_per_bit_up)
-    link = w.links[0 if w.rules.shared_cell else 2 * r.owner]
-    start = w.device[0 if w.rules.shared_cell else r.owner].start_s
-    r.cancel_at = carry(link, w.up, start, now + w.rules.send_s, w.rules.cancel_bytes)
+    transfer(w, w.device[r.owner], now, w.rules[0].cancel_bytes, w.rules[0].j_per_bit_up)
+    link = w.links[0 if w.rules[0].shared_cell else 2 * r.owner]
+    start = w.device[0 if w.rules[0].shared_cell else r.owner].start_s
+    r.cancel_at = carry(link, w.up, start, now + w.rules[0].send_s, w.rules[0].cancel_bytes)
     if (r.state == RETURNING or r.state == LEAVING) and r.cancel_at < r.ends_at:
         r.state = LOST
         r.reply_at = np.inf
@@ -170,7 +170,7 @@ def drawn(w: World, s: int, option: int) -> float:
     seconds = table[option].edge_median_s * np.exp(table[option].edge_sigma * r.edge_z)
     if table[option].on_head:
         seconds = max(0.0, seconds - r.sunk_s)
-    return float(seconds + w.rules.stage_s)
+    return float(seconds + w.rules[0].stage_s)
 
 
 @inner
@@ -227,11 +227,11 @@ def guard_from(w: World, s: int, now: float) -> None:
     d.pending_s += least - r.guarded_s
     r.guarded_s = least
     own = cost(w, s, best, True)
-    slack = min(w.rules.slack_s, 0.25 * (r.answer_by - now))
+    slack = min(w.rules[0].slack_s, 0.25 * (r.answer_by - now))
     latest = r.answer_by - own - residual(d, now) - slack
     early = latest - (d.pending_s - least)
     if d.active > 1:
-        early -= w.rules.longest_s
+        early -= w.rules[0].longest_s
     r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
 
 
@@ -267,7 +267,7 @@ def begin_fallback(w: World, s: int, now: float) -> None:
     r.fallback_s = drawn(w, s, r.fallback)
     d.expected = now + cost(w, s, r.fallback, False)
     r.fallback_end = d.free = now + r.fallback_s
-    d.joules += (r.fallback_s - w.rules.stage_s) * w.rules.compute_w
+    d.joules += (r.fallback_s - w.rules[0].stage_s) * w.rules[0].compute_w
 
 
 @inner
@@ -301,7 +301,7 @@ def missed(w: World, s: int, now: float) -> None:
         rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
         elapsed = now - r.sent_at - rtt - w.table[r.encoded].cloud_s
         observe_stall(w.estimators, r.owner, now, r.message, elapsed)
-        silence(w.device[r.owner], w.rules, now, r.sent_at)
+        silence(w.device[r.owner], w.rules[0], now, r.sent_at)
 
 
 @inner
@@ -311,7 +311,7 @@ def expire(w: World, s: int, now: float) -> None:
     missed(w, s, now)
     if r.in_hand != NONE:
         answer_in_hand(w, s, now)
-    elif w.rules.timed or not w.table[r.target].remote or r.flying == 1:
+    elif w.rules[0].timed or not w.table[r.target].remote or r.flying == 1:
         end(w, s, now, NONE, np.nan, DEADLINE)
     else:
         end(w, s, now, NONE, np.nan, UNAVAILABLE)

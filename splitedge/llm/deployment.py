@@ -8,13 +8,12 @@ import contextlib
 import math
 import queue
 import secrets
-import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ from splitedge.edge.link import Link as Wire
 from splitedge.edge.link import ZmqLink
 from splitedge.edge.openai_settings import BlackBoxSettings, black_box_patience
 from splitedge.edge.settings import EdgeSettings
-from splitedge.errors import ConfigError, Rejected
+from splitedge.errors import ConfigError
 from splitedge.keys import load_keys, trusted_key
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.black_box import BlackBox
@@ -36,10 +35,12 @@ from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
+from splitedge.llm.loops import Here, Looped, Running, forward
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
 from splitedge.llm.state_codecs import state_codec
+from splitedge.llm.text import Text
 from splitedge.llm.token_model import TokenModel, WholeModel
 from splitedge.llm.tokenizers import Tokenizer
 from splitedge.loopback import Loopback
@@ -47,46 +48,8 @@ from splitedge.power import PowerModel, power_profile
 from splitedge.sealed import Side
 from splitedge.wire import Lane
 
-T = TypeVar("T")
 AUTO = "auto"
 _open: weakref.WeakSet[LanguageDeployment] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Text:
-    """An answer, with what it took. Seconds, bytes as framed, joules as modelled; NaN where not known.
-
-    Attributes:
-        text: without the prompt.
-        ids: of the text. sources: where each came from: `local`, `exit:0`, `draft` (the device's, found
-            right by the cloud), `cloud`.
-        finish: `stop` or `length`.
-        mode: it was written in. why: how that was chosen, one readable sentence.
-        degraded: whether it is not by the mode wanted, all of it. reason: why.
-        asks: messages to the cloud that waited for an answer. cloud_tokens: chosen by the cloud.
-        proposed, accepted: drafts.
-        ttft_s: to the first token. tpot_s: for each further one, on average. total_s: all.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    sources: tuple[str, ...]
-    finish: str
-    mode: Mode
-    why: str
-    degraded: bool
-    reason: str
-    asks: int
-    cloud_tokens: int
-    proposed: int
-    accepted: int
-    bytes_up: int
-    bytes_down: int
-    energy_j: float
-    ttft_s: float
-    tpot_s: float
-    total_s: float
-    prompt_tokens: int
 
 
 def deploy_language(
@@ -207,7 +170,7 @@ class LanguageDeployment:
         self._black_box, self._side, self._digest = black_box, side, digest
         self._cloud, self._keys = cloud, None if keys is None else Path(keys)
         self._power, self._patience = power_profile(power), patience
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self.link: Wire | None = None
         _open.add(self)
 
@@ -281,7 +244,7 @@ class LanguageDeployment:
 
         async def begin() -> Stream:
             stream = runtime.write(wish, chosen, sampling, said=said)
-            asyncio.ensure_future(_forward(stream, pieces))  # noqa: RUF006 - ends with the stream, which the runtime holds
+            asyncio.ensure_future(forward(stream, pieces))  # noqa: RUF006 - ends with the stream, which the runtime holds
             return stream
 
         return Writing(self, self._started().call(begin()), pieces, way, why, len(ids))
@@ -477,7 +440,7 @@ class LanguageDeployment:
         if self._running is not None:
             raise ConfigError("this deployment runs already; close() it first")
         made = self._runtime(link, self._digest or secrets.token_hex(32), settings)
-        self._running = _Here(made)
+        self._running = Here(made)
         return made
 
     def _runtime(
@@ -491,7 +454,7 @@ class LanguageDeployment:
             remote = partial(BlackBoxRemote, BlackBox(self._black_box), self.tokenizer)
         return LanguageRuntime(self._edge(digest), link, settings=settings, patience=patience, remote=remote)
 
-    def _started(self) -> _Running:
+    def _started(self) -> Running:
         if self._running is None:
             digest = self._digest or secrets.token_hex(32)
             if self._black_box is not None:
@@ -504,7 +467,7 @@ class LanguageDeployment:
                 self.link = ZmqLink(self._cloud, keys, server, settings)
             elif self._side == "both":
                 self.link = Loopback(None, language=self.plan.cloud(digest))
-            self._running = _Thread(self._runtime(self.link, digest))
+            self._running = Looped(self._runtime(self.link, digest))
         return self._running
 
 
@@ -585,72 +548,6 @@ class Writing:
             total_s=tally.ended_s,
             prompt_tokens=self._prompt,
         )
-
-
-async def _forward(stream: Stream, pieces: queue.SimpleQueue[Emit | Finish | Fail]) -> None:
-    """Hand a stream's items to a thread that waits for them."""
-    while True:
-        item = await stream.queue.get()
-        pieces.put(item)
-        if not isinstance(item, Emit):
-            return
-
-
-class _Here:
-    """A runtime on its owner's event loop."""
-
-    def __init__(self, runtime: LanguageRuntime) -> None:
-        self.runtime = runtime
-
-    def call(self, job: Coroutine[Any, Any, T]) -> T:
-        """Refuses: the owner of the loop writes by the runtime itself."""
-        job.close()
-        raise ConfigError("this deployment runs on its caller's event loop; write by that runtime")
-
-    def close(self, link: Wire | None) -> None:
-        """The owner closes it."""
-
-
-class _Thread:
-    """An event loop on a thread of its own, with a runtime on it."""
-
-    def __init__(self, runtime: LanguageRuntime) -> None:
-        self.runtime = runtime
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="splitedge-language-loop", daemon=True)
-        self._thread.start()
-        self.call(runtime.start())
-        if runtime.remote is not None:
-            with contextlib.suppress(Exception):  # texts get by without the cloud, and say why
-                self.call(runtime.connected(2.0))
-
-    def call(self, job: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it."""
-        if threading.current_thread() is self._thread:
-            job.close()
-            raise Rejected("called from its own event loop, which would wait for itself")
-        return asyncio.run_coroutine_threadsafe(job, self._loop).result()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def close(self, link: Wire | None) -> None:
-        """Stop the runtime, its link and the thread."""
-
-        async def shut() -> None:
-            await self.runtime.close()
-            if isinstance(link, Loopback):
-                await link.wait_closed()
-
-        self.call(shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-
-_Running = _Thread | _Here
 
 
 @atexit.register
