@@ -76,7 +76,7 @@ class Process:
 
     def wait_ready(self):
         """Wait until it answers over HTTP that it is ready."""
-        end = time.monotonic() + 100
+        end = time.monotonic() + 200
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise AssertionError(f"{self.arguments} ended: {self.process.stderr.read()}")

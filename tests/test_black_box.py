@@ -173,9 +173,9 @@ def test_the_key_comes_from_the_environment_and_is_told_nowhere(monkeypatch):
             BlackBoxSettings(url=wrong, model="m")
 
 
-def deployed(stub):
+def deployed(stub, longest_s=60.0):
     small = tiny("gpt2", seed=5)
-    patience = Patience(overdue_s=5, attempts=1, retry_s=0.1, longest_wait_s=3)
+    patience = Patience(overdue_s=5, attempts=1, retry_s=0.1, longest_wait_s=longest_s)
     return deploy_language(small, TOKENIZER, local=small, black_box=stub.settings(), patience=patience)
 
 
@@ -225,11 +225,11 @@ def test_what_can_not_be_mended_ends_the_text_with_its_error():
             edge.generate("Once", max_tokens=5, mode="cloud_stream")
         with pytest.raises(RequestError, match="can not write in the mode 'spec'"):
             edge.generate("Once", max_tokens=5, mode="spec")
-    with Served(refusal(500)) as stub, deployed(stub) as edge:
+    with Served(refusal(500)) as stub, deployed(stub, 2.0) as edge:
         began = time.monotonic()
         with pytest.raises((RequestError, LinkError), match="failed"):
             edge.generate("Once", max_tokens=5, mode="cloud_stream")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         found = edge.generate("Once", max_tokens=5, mode="cloud_stream", on_loss="local")
         assert found.degraded and set(found.sources) == {"local"}
 
@@ -301,6 +301,7 @@ def test_stop_strings_hold_back_what_may_begin_one():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_another_edge_serves_as_the_black_box(tmp_path):
     """An edge process before a real OpenAI-compatible server process, which is killed and restarted."""
     openai = pytest.importorskip("openai")

@@ -15,6 +15,7 @@ from language_processes import Process, free_port, saved, two_keys
 from splitedge.llm.sampling import Sampling
 
 openai = pytest.importorskip("openai")
+pytestmark = pytest.mark.timeout(300)  # imports of three processes on a busy machine
 
 
 class World:
@@ -203,7 +204,7 @@ def test_a_client_that_hangs_up_ends_its_text(world):
     stream = world.complete(max_tokens=110, stream=True, ours={"mode": "cloud_stream"})
     next(iter(stream))
     stream.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while json.loads(world.page("/status"))["in_flight"] and time.monotonic() < end:
         time.sleep(0.02)
     assert json.loads(world.page("/status"))["in_flight"] == 0

@@ -26,11 +26,11 @@ def bundle(tmp_path_factory):
 
 
 @contextlib.asynccontextmanager
-async def serving(bundle, *, cloud=True, **language):
+async def serving(bundle, *, cloud=True, longest_s=60.0, **language):
     """API, HTTP session and link of an edge in this process; its cloud is here too, or nowhere."""
     dead = f"tcp://127.0.0.1:{free_port()}"
     settings = EdgeSettings(http="127.0.0.1:0", name="tiny", cloud=dead, language=language)
-    patience = Patience(overdue_s=0.2, retry_s=0.1, longest_wait_s=0.6)
+    patience = Patience(overdue_s=0.2, retry_s=0.1, longest_wait_s=longest_s)
     deployment = load_deployment(bundle, "edge", cloud=dead, patience=patience)
     halves = load_deployment(bundle, "cloud")
     link = Loopback(None, language=halves.cloud_half) if cloud else ZmqLink(dead, settings=settings)
@@ -39,7 +39,7 @@ async def serving(bundle, *, cloud=True, **language):
     await runtime.start()
     await api.server.start()
     if cloud:
-        await runtime.connected(5.0)
+        await runtime.connected(30.0)
     try:
         async with aiohttp.ClientSession(api.server.url) as session:
             yield api, session, link
@@ -61,7 +61,7 @@ async def ask(session, **more):
 
 def test_a_cloud_that_is_needed_and_away_is_503_with_retry_after(bundle):
     async def run():
-        async with serving(bundle, cloud=False) as (api, session, _):
+        async with serving(bundle, cloud=False, longest_s=0.6) as (api, session, _):
             status, headers, body = await ask(session, ours={"mode": "cloud_stream"})
             assert status == 503 and int(headers["Retry-After"]) >= 1
             told = json.loads(body)["error"]
@@ -81,7 +81,7 @@ def test_a_cloud_that_is_needed_and_away_is_503_with_retry_after(bundle):
 
 def test_a_link_lost_for_good_ends_a_stream_with_an_error_event_and_no_done(bundle):
     async def run():
-        async with serving(bundle) as (_, session, link):
+        async with serving(bundle, longest_s=2.0) as (_, session, link):
             body = {"model": "tiny", "prompt": "Once", "max_tokens": 100, "stream": True, "temperature": 0}
             body["splitedge"] = {"mode": "spec", "drafts": 1}
             async with session.post("/v1/completions", json=body) as response:
