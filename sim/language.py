@@ -93,7 +93,8 @@ class _World:
             edge.start()
         self._clock.run()
         columns: dict[str, Column] = {
-            name: np.array(values) for name, values in zip(TEXT_COLUMNS, zip(*self._rows, strict=True), strict=True)
+            name: np.array(values)
+            for name, values in zip(TEXT_COLUMNS, zip(*self._rows, strict=True), strict=True)
         }
         return TextSimulation(
             scenario.way.mode, up.source, scenario.seed, self._clock.now, self._cloud.busy_s, self._cloud.passes,

@@ -193,7 +193,14 @@ class LanguageEdge:
             thresholds = {-1: 0.5}
         ids = known.row_bytes == 4
         way = Way(
-            Mode(mode), drafts, part.adapt, thresholds, part.burst if ids else 1, part.eager, ids, part.on_loss
+            Mode(mode),
+            drafts,
+            part.adapt,
+            thresholds,
+            part.burst if ids else 1,
+            part.eager,
+            ids,
+            part.on_loss,
         )
         return way, why
 
