@@ -93,12 +93,11 @@ class _World:
             edge.start()
         self._clock.run()
         columns: dict[str, Column] = {
-            name: np.array(values)
-            for name, values in zip(TEXT_COLUMNS, zip(*self._rows, strict=True), strict=True)
+            name: np.array([row[i] for row in self._rows]) for i, name in enumerate(TEXT_COLUMNS)
         }
         return TextSimulation(
-            scenario.way.mode, up.source, scenario.seed, self._clock.now, self._cloud.busy_s, self._cloud.passes,
-            columns,
+            scenario.way.mode, up.source, scenario.seed, self._clock.now, self._cloud.busy_s,
+            self._cloud.passes, columns,
         )  # fmt: skip
 
     def _ended(self, edge: LanguageEdge, text: Writing, now: float) -> None:

@@ -263,7 +263,7 @@ class LanguageEdge:
         heads = way.mode in (Mode.SPLIT, Mode.EXIT) or LOCAL not in known.deciders
         exit, line = -1, 0
         if heads:
-            for exit, line in enumerate(known.exits):  # noqa: B007 - the last one stands where none is sure
+            for exit, line in enumerate(known.exits):
                 if known.confidence[line, at] >= way.thresholds.get(exit, math.inf):
                     break
         else:
@@ -327,9 +327,10 @@ class LanguageEdge:
         self._requests += 1
         limit = self._scenario.user.deadline_s
         left_ms = 0 if limit is None else min(0xFFFF_FFFF, max(1, int(1000 * (text.began + limit - now))))
+        attempt = min(action.attempt, 0xFFFF)
         message = Ask(
-            self._requests, min(action.attempt, 0xFFFF), 0, left_ms, text.number, action.epoch, action.start, before, len(action.ids), action.drafts,
-            action.want, 0, 1_000_000, 0, 0, (), payload,
+            self._requests, attempt, 0, left_ms, text.number, action.epoch, action.start, before,
+            len(action.ids), action.drafts, action.want, 0, 1_000_000, 0, 0, (), payload,
         )  # fmt: skip
         nbytes = framed_bytes(pack(message), encrypted=False)
         self._waits[self._requests] = _Asked(action.ask, now, nbytes)

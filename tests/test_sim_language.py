@@ -100,8 +100,9 @@ def test_cuts_delay_texts_and_change_none(tmp_path, mode):
     cuts = [[2.0, 3.0], [6.0, 8.5], [12.0, 12.3]]
     calm = run(tmp_path, way={"mode": mode}, user={"texts": 6})
     cut = run(tmp_path, way={"mode": mode}, channel={"cuts": cuts}, user={"texts": 6})
-    assert (cut["error"] == "").all() and cut["total_s"].sum() > calm["total_s"].sum()
+    assert (cut["error"] == "").all()
     if mode != "auto":
+        assert cut["total_s"].sum() > calm["total_s"].sum()
         assert cut.score().agreement == calm.score().agreement
     limited = run(
         tmp_path, way={"mode": mode}, channel={"cuts": [[2.0, 30.0]]}, user={"texts": 6, "deadline_s": 3.0}
@@ -148,5 +149,5 @@ def test_the_verb_compares_modes(tmp_path):
 
 def test_a_scenario_is_checked(tmp_path):
     for wrong in ({"way": {"mode": "telepathy"}}, {"user": {"texts": 0}}, {"nonsense": 1}):
-        with pytest.raises(ConfigError, match="x.toml"):
+        with pytest.raises(ConfigError, match=r"x\.toml"):
             run(tmp_path, **wrong)

@@ -33,8 +33,8 @@ from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
-from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.measured import Measured, costs_of
+from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
 from splitedge.llm.state_codecs import state_codec

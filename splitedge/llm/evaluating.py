@@ -1,4 +1,4 @@
-"""Makes a `LanguageEvaluation`: writes texts by the whole model, and asks everything else at each position."""
+"""Makes a `LanguageEvaluation`: texts by the whole model, and what all else says at each position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what an edge has measured to the costs that `plan` weighs: the same for a deployment and the simulator."""
+"""From what an edge has measured to the costs that `plan` weighs, in a deployment and in the simulator."""
 
 from __future__ import annotations
 
