@@ -103,3 +103,23 @@ def test_codec_speed_measures_and_says_what_it_could_not(tmp_path):
     assert 1.0 <= figures["72,600 symbols: bytes over ideal"]["value"] < 1.001
     if importlib.util.find_spec("compressai") is None:
         assert "not measured, it is not installed" in done.stdout.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_language_models_keep_their_promises(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "llm.json"
+    subprocess.run(
+        [sys.executable, FOLDER / "llm.py", "--quick", "--only", "lossless,auto,contexts", "--json", out],
+        check=True,
+        timeout=110,
+        capture_output=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    assert figures["spec: texts written"]["value"] == 24
+    assert figures["spec: groups of texts with outages"]["value"] > 0
+    for name in ("spec: texts unlike the cloud's", "contexts: texts unlike the single user's"):
+        assert figures[name]["value"] == 0
+    assert figures["contexts: texts that failed"]["value"] == 0
+    assert figures["contexts: most memory over the budget"]["met"]
+    assert figures["auto over the best fixed mode, worst cell, simulated"]["value"] > 0
