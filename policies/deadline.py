@@ -6,10 +6,13 @@ import math
 from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
+from splitedge.policies.in_time import Fallback, worth
 from splitedge.policies.latency import fraction, known_accuracy, within_reach
 from splitedge.policy import Decision, Observation, Policy, joules, latency_hoped, latency_q95, where
 
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
+import os
+BUSY = float(os.environ.get('BUSY','0.1'))
 
 
 class Deadline(Policy):
@@ -56,21 +59,16 @@ class Deadline(Policy):
         return cls(fraction(cls.name, argument, 0.01))
 
     def decide(self, obs: Observation) -> Decision:
-        """The most accurate option that fits; of equals, the cheapest."""
-        seconds: list[Any] = []
-        values: list[Any] = []  # accuracy where the option fits, else -1
-        top: Any = -1.0
-        for option in obs.options:
-            late = latency_q95(option, obs)
-            if option.remote:
-                late = where(within_reach(obs, True), late, math.inf)
-            value = where(late <= obs.deadline_s, known_accuracy(option, obs), -1.0)
-            value = where(late < math.inf, value, -1.0)  # without a deadline too
-            seconds.append(late)
-            values.append(value)
+        """The option worth most; of equals, the cheapest."""
+        fallback = Fallback(obs)
+        found = [worth(option, obs, fallback) for option in obs.options]
+        values = [one.right - BUSY * option.edge_s * obs.rows for option, one in zip(obs.options, found, strict=True)]
+        top: Any = -math.inf
+        fits: Any = False
+        for option, value in zip(obs.options, values, strict=True):
             top = where(value > top, value, top)
-        fits = top >= 0.0
-        best = where(fits, self._cheapest(obs, seconds, values, top), _fastest(obs, seconds))
+            fits = fits | (within_reach(obs, option.remote) & (latency_q95(option, obs) <= obs.deadline_s))
+        best = self._cheapest(obs, [one.joules for one in found], values, top)
         scout = self._scout(obs, best, fits, top)
         why = where(scout >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
         return Decision(where(scout >= 0, scout, best), why)
@@ -93,8 +91,8 @@ class Deadline(Policy):
             floor = where(chosen, right, floor)
         return where(due, scout, -1)
 
-    def _cheapest(self, obs: Observation, seconds: list[Any], values: list[Any], top: Any) -> Any:
-        floor = where(top - self.tolerance > 0.0, top - self.tolerance, 0.0)
+    def _cheapest(self, obs: Observation, costs: list[Any], values: list[Any], top: Any) -> Any:
+        floor = top - self.tolerance
         best: Any = 0
         best_j: Any = math.inf
         best_s: Any = math.inf
@@ -102,8 +100,8 @@ class Deadline(Policy):
             good = values[i] >= floor
             if good is False:
                 continue
-            cost = where(good, joules(option, obs), math.inf)
-            late = where(good, seconds[i], math.inf)
+            cost = where(good, costs[i], math.inf)
+            late = where(good, latency_q95(option, obs), math.inf)
             better = (cost < best_j) | ((cost == best_j) & (late < best_s))
             best = where(better, i, best)
             best_j = where(better, cost, best_j)
