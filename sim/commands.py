@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +22,9 @@ from rich.live import Live
 from rich.table import Table
 
 from splitedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from splitedge.sim.scenario import ChannelPart
 
 out = Console()
 err = Console(stderr=True)
@@ -51,6 +55,23 @@ def link(
         list[str] | None,
         typer.Option(help="Lose the link from A to B seconds after the start, as A-B. May be repeated."),
     ] = None,
+    outage: Annotated[
+        list[str] | None,
+        typer.Option(help="Stall both ways from A to B seconds after the start, as A-B. May be repeated."),
+    ] = None,
+    half_duplex: Annotated[
+        bool, typer.Option("--half-duplex", help="One medium for both ways: one of them sends at a time.")
+    ] = False,
+    loss: Annotated[
+        float, typer.Option(help="Share of packets lost and sent again, each way.", min=0.0, max=0.5)
+    ] = 0.0,
+    loss_burst: Annotated[
+        float | None, typer.Option(help="Mean packets lost in a row; default: independent losses.", min=1.0)
+    ] = None,
+    rto_ms: Annotated[
+        float, typer.Option(help="What a lost tail waits beyond a round trip.", min=0.0)
+    ] = 200.0,
+    seed: Annotated[int, typer.Option(help="The same seed loses the same packets.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print statistics as JSON on exit.")] = False,
 ) -> None:
     """Put a recorded channel between edge and cloud: a TCP proxy that replays capacity, queue and delay.
@@ -61,24 +82,40 @@ def link(
     [bold]Example[/bold]: splitedge link --trace lte.csv --to tcp://127.0.0.1:7070 --rtt-ms 45
     then start the edge with --cloud tcp://127.0.0.1:7071
     """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.link import Channel
+    from splitedge.sim.channel import channels_of, read_traces
     from splitedge.sim.pacer import Pacer, precise_loop
 
-    up = read_trace(trace)
-    down = read_trace(down_trace) if down_trace else up
-    rtt_s = None if rtt_ms is None else rtt_ms / 1e3
-    settings: dict[str, Any] = {"buffer_bytes": buffer_kb * 1000, "start_s": start_s, "loop": loop}
-    pacer = Pacer(
-        listen,
-        to,
-        # Both ways take the RTT of the first trace: there is one path.
-        Channel.of(up, "up", rtt_s=rtt_s, **settings),
-        Channel(down.capacity("down"), rtt_s if rtt_s is not None else (up.rtt or 0.0), **settings),
-        cuts=[_interval(text) for text in cut or []],
+    part = _part(
+        up=trace,
+        down=down_trace,
+        rtt_ms=rtt_ms,
+        start_s=start_s,
+        loop=loop,
+        buffer_kb=buffer_kb,
+        cuts=tuple(_interval("--cut", text) for text in cut or []),
+        outages=tuple(_interval("--outage", text) for text in outage or []),
+        half_duplex=half_duplex,
+        loss=loss,
+        loss_burst=loss_burst,
+        rto_ms=rto_ms,
     )
+    up, down = channels_of(part, *read_traces(part), seed)
+    pacer = Pacer(listen, to, up, down, cuts=part.cuts, half_duplex=half_duplex)
     with asyncio.Runner(loop_factory=precise_loop) as runner:
         runner.run(_replay(pacer, f"{trace} -> {to}", as_json))
+
+
+def _part(**options: Any) -> ChannelPart:
+    from pydantic import ValidationError
+
+    from splitedge.sim.scenario import ChannelPart
+
+    try:
+        return ChannelPart(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{name}: {first['msg']}, got {first.get('input')!r}") from error
 
 
 async def _replay(pacer: Any, title: str, as_json: bool) -> None:
@@ -138,12 +175,15 @@ def _status_table(stats: Any, title: str) -> Table:
     return table
 
 
-def _interval(text: str) -> tuple[float, float]:
+def _interval(option: str, text: str) -> tuple[float, float]:
     begin, _, end = text.partition("-")
     try:
-        return float(begin), float(end)
-    except ValueError as error:
-        raise ConfigError(f"--cut '{text}': write two numbers of seconds as A-B, say 20-25") from error
+        first, last = float(begin), float(end)
+    except ValueError:
+        first = last = math.nan
+    if not 0.0 <= first < last < math.inf:
+        raise ConfigError(f"{option} '{text}': write two growing numbers of seconds as A-B, say 20-25")
+    return first, last
 
 
 # Traces ---------------------------------------------------------------------------------------------

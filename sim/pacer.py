@@ -10,8 +10,8 @@ n / capacity, and what the proxy adds is only ever lateness: the event loop's an
 `stats` reports. With `precise_loop` (select, microseconds) it is a few tenths of a millisecond;
 asyncio's usual loop (epoll) rounds every wait up to a whole millisecond.
 
-What it does not do: lose or reorder packets (TCP hides both behind stalls), or delay TCP's own
-handshake, which each side does with the proxy.
+What it does not do: delay TCP's own handshake, which each side does with the proxy. Packets are never
+really lost: a loss (`Channel.loss`) is the stall that TCP makes of it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import Self
 
 from splitedge.errors import ConfigError, LinkError
 from splitedge.sim.link import Channel, Link
+from splitedge.sim.loss import FOLLOWERS
+from splitedge.sim.medium import Medium
 
 #: Bytes a connection may add to the queue before the next one has its turn.
 CHUNK = 8192
@@ -56,6 +58,7 @@ class WayStats:
         rate_bps: capacity now, bits per second.
         queued_max_s: longest time from taking a piece to its arrival, propagation included, as modelled.
         late_mean_s, late_max_s: how much after the modelled arrival pieces were written.
+        lost_packets: packets lost and sent again, as modelled.
     """
 
     bytes_in: int
@@ -66,6 +69,7 @@ class WayStats:
     queued_max_s: float
     late_mean_s: float
     late_max_s: float
+    lost_packets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,8 @@ def precise_loop() -> asyncio.AbstractEventLoop:
 class _Way:
     """One direction: the shared bottleneck and what is counted about it."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.link = Link(channel)
+    def __init__(self, channel: Channel, medium: Medium | None) -> None:
+        self.link = Link(channel, medium)
         self.turn = asyncio.Lock()  # its waiters are served in order: connections take turns
         self.started = 0.0  # on the event loop's clock
         self.bytes_in = self.bytes_out = self.bytes_dropped = self.writes = 0
@@ -134,8 +138,13 @@ class _Way:
         async with self.turn:
             await self.sleep_until(self.link.room_at(self.now(), len(chunk)))
             now, view = self.now(), memoryview(chunk)
-            pieces = [view[at : at + PIECE] for at in range(0, len(view), PIECE)]
-            timed = [(self.link.send(now, len(piece)), piece) for piece in pieces]
+            # A full chunk has more behind it: the last packets of the burst are not among its own.
+            behind = FOLLOWERS * PIECE if len(chunk) == CHUNK else 0
+            timed = []
+            for at in range(0, len(view), PIECE):
+                piece = view[at : at + PIECE]
+                after = max(0, len(view) - at - PIECE) + behind
+                timed.append((self.link.send(now, len(piece), after), piece))
             self.bytes_in += len(chunk)
             if math.isfinite(timed[-1][0]):
                 self.queued_max_s = max(self.queued_max_s, timed[-1][0] - now)
@@ -159,6 +168,7 @@ class _Way:
             self.queued_max_s,
             self.late_sum_s / max(self.writes, 1),
             self.late_max_s,
+            self.link.lost_packets,
         )
 
 
@@ -235,6 +245,7 @@ class Pacer:
         cuts: (begin, end) in seconds since the start: in between, open connections are reset and new
             ones turned away, and what was queued is lost. An outage in the trace only stalls bytes.
         max_connections: at most so many at once; more are turned away.
+        half_duplex: both directions share one medium: one of them sends at a time.
 
     Raises:
         ConfigError: an address or an interval is malformed.
@@ -249,10 +260,12 @@ class Pacer:
         *,
         cuts: Sequence[tuple[float, float]] = (),
         max_connections: int = 256,
+        half_duplex: bool = False,
     ) -> None:
         self._listen, self._to = parse_address(listen), parse_address(to)
         self._channels = up, down
-        self._up, self._down = _Way(up), _Way(down)
+        medium = Medium() if half_duplex else None
+        self._up, self._down = _Way(up, medium), _Way(down, medium)
         self._cuts = tuple(cuts)
         for begin, end in self._cuts:
             if not 0.0 <= begin < end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -31,6 +32,13 @@ class ChannelPart(Part):
         loop: begin again at its end.
         buffer_kb: room in each direction's queue, kB.
         cuts: (begin, end) seconds in which the link is lost.
+        outages: (begin, end) seconds in which both directions stall and nothing is lost.
+        down_start_s: where in its trace the downlink begins; None takes `start_s`, so that up and down
+            are coupled in time, another one takes them apart.
+        half_duplex: both directions share one medium, only one sends at a time.
+        loss: share of packets lost and sent again in each direction, 0 to 0.5.
+        loss_burst: mean packets lost in a row; None for independent losses.
+        rto_ms: what a sender's retransmission timer allows beyond a round trip.
     """
 
     up: Path
@@ -40,6 +48,12 @@ class ChannelPart(Part):
     loop: bool = True
     buffer_kb: int = Field(default=256, ge=1)
     cuts: tuple[tuple[Seconds, Seconds], ...] = ()
+    outages: tuple[tuple[Seconds, Seconds], ...] = ()
+    down_start_s: Seconds | None = None
+    half_duplex: bool = False
+    loss: float = Field(default=0.0, ge=0, le=0.5)
+    loss_burst: float | None = Field(default=None, ge=1, le=1e6)
+    rto_ms: Seconds = 200.0
 
 
 class DevicePart(Part):
@@ -123,9 +137,20 @@ class Scenario(Part):
         """
         try:
             with path.open("rb") as file:
-                found = cls.model_validate(tomllib.load(file))
+                data = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, object], path: Path) -> Self:
+        """What was read from a TOML file at `path`; relative paths are of its directory.
+
+        Raises:
+            ConfigError: a key is unknown or out of range.
+        """
+        try:
+            found = cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

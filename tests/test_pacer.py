@@ -20,6 +20,7 @@ from splitedge.errors import ConfigError, LinkError, TraceError
 from splitedge.sim import commands
 from splitedge.sim.curves import Rates, steady
 from splitedge.sim.link import Channel, Link
+from splitedge.sim.loss import Loss
 from splitedge.sim.pacer import Pacer, parse_address, precise_loop
 
 FAST = Channel(steady(1e9))
@@ -312,6 +313,74 @@ def test_an_address_in_use_is_named():
         run(job(taken.getsockname()[1]))
 
 
+# Options of the link ---------------------------------------------------------------------------------
+
+
+def timed(up, down, sizes, **options):
+    """Seconds that each message takes through a pacer, and the pacer's statistics."""
+
+    async def job():
+        taken = []
+        async with far_end(acknowledge) as to, Pacer("tcp://127.0.0.1:0", to, up, down, **options) as pacer:
+            reader, writer = await connect(pacer)
+            await asyncio.sleep(0.02)
+            for nbytes in sizes:
+                begin = time.perf_counter()
+                writer.write(message(nbytes))
+                await reader.readexactly(1)
+                taken.append(time.perf_counter() - begin)
+            writer.close()
+            return taken, pacer.stats()
+
+    return run(job())
+
+
+def test_the_pacer_loses_the_packets_of_the_model():
+    loss = Loss(0.2, rto_s=0.05, seed=5)
+    up = Channel(steady(20e6), rtt_s=0.02, loss=loss)
+    sizes = [700, 6000, 1500, 7000, 300, 8000] * 3
+    taken, stats = timed(up, FAST, sizes)
+    model, now, predicted = Link(up), 1.0, []
+    for nbytes in sizes:
+        predicted.append(model.send(now, nbytes) - now)
+        now += 1.0  # one at a time, as the acknowledgements make it
+    assert stats.up.lost_packets == model.lost_packets > 3
+    assert all(real >= expected - 1e-3 for real, expected in zip(taken, predicted, strict=True))
+
+
+def test_the_pacer_shares_a_half_duplex_medium():
+    async def job():
+        async def both(reader, writer):
+            writer.write(b"d" * 100_000)
+            await reader.readexactly(100_000)
+
+        channel = Channel(steady(8e6))
+        async with (
+            far_end(both) as to,
+            Pacer("tcp://127.0.0.1:0", to, channel, channel, half_duplex=True) as pacer,
+        ):
+            reader, writer = await connect(pacer)
+            begin = time.perf_counter()
+            writer.write(b"u" * 100_000)
+            await reader.readexactly(100_000)
+            while pacer.stats().up.bytes_out < 100_000:
+                await asyncio.sleep(0.001)
+            taken = time.perf_counter() - begin
+            writer.close()
+            return taken
+
+    assert run(job()) >= 0.2 - 2e-3  # 0.1 s for each, one after the other
+
+
+def test_the_pacer_stalls_in_an_outage_and_keeps_the_connection():
+    channel = Channel(steady(8e6), outages=((0.05, 0.4),))
+    taken, stats = timed(channel, FAST, [100_000])
+    assert taken[0] >= 0.4 - 0.05 and stats.up.bytes_dropped == 0
+
+
+# The verb -------------------------------------------------------------------------------------------
+
+
 def link_process(folder, *arguments):
     code = "import typer; from splitedge.sim.commands import link; a = typer.Typer(); a.command()(link); a()"
     return subprocess.Popen(
@@ -374,4 +443,9 @@ def test_the_verb_refuses_what_it_can_not_replay(tmp_path):
         invoke("rtt.csv")
     with pytest.raises(ConfigError, match="say 20-25"):
         invoke("t.csv", "--cut", "x")
+    with pytest.raises(ConfigError, match="--outage '3-2'"):
+        invoke("t.csv", "--outage", "3-2")
+    with pytest.raises(ConfigError, match="--rtt-ms"):
+        invoke("t.csv", "--rtt-ms", "inf")
     assert invoke("t.csv", "--rtt-ms", "-5").exit_code == 2
+    assert invoke("t.csv", "--loss", "0.7").exit_code == 2
