@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.policy import Gate, Option, Route
 from splitedge.rows import LabelledRows
-from splitedge.segments import confidence_of
+from splitedge.segments import Evidence, confidence_of
 from splitedge.thresholds import Floats
 
 BATCH = 64
 _TABLE = TypeAdapter(tuple[Option, ...])
+_EVIDENCE = TypeAdapter(dict[int, Evidence])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Evaluation:
         labels: right classes, (rows,).
         table: the options with what they cost, in the same order: with it the evaluation is all that the
             simulator needs of a deployment.
+        evidence: what each exit said on validation rows, by its number, from which policies that go by
+            confidence take their thresholds; empty before `fit`.
     """
 
     options: tuple[str, ...]
@@ -47,6 +51,7 @@ class Evaluation:
     nbytes: Floats
     labels: npt.NDArray[np.int64]
     table: tuple[Option, ...] = ()
+    evidence: Mapping[int, Evidence] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -63,6 +68,7 @@ class Evaluation:
             nbytes=self.nbytes,
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
+            evidence=np.array(_EVIDENCE.dump_json(dict(self.evidence)).decode()),
         )
 
     @classmethod
@@ -72,11 +78,15 @@ class Evaluation:
         Raises:
             RecordError: the file is missing, damaged or something else.
         """
+        evidence: dict[int, Evidence] = {}
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
-                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"], table)
+                if "evidence" in data:
+                    evidence = _EVIDENCE.validate_json(str(data["evidence"]))
+                arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
+                found = cls(names, *arrays, table, evidence)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
@@ -121,7 +131,9 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
     parts = [_answer(plan, batch, chosen, sizes) for batch in rows.batches(BATCH if plan.batchable else 1)]
     correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     names = tuple(option.name for option in chosen)
-    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen))
+    return Evaluation(
+        names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen), plan.evidence
+    )
 
 
 def _answer(

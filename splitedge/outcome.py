@@ -23,9 +23,15 @@ NOTHING = "nothing"
 
 
 def answered(
-    r: Request, now: float, option: int, confidence: float, policy: Policy, paths: Paths, power: PowerModel
+    r: Request,
+    now: float,
+    option: int,
+    confidence: float,
+    policy: Policy | None,
+    paths: Paths,
+    power: PowerModel,
 ) -> Record:
-    """The record of a request answered by `option`."""
+    """The record of a request answered by `option`; without a policy it does not say why as planned."""
     record = _measured(r, now, paths, power)
     chosen = paths.options[option]
     record.option = chosen.name
@@ -37,7 +43,10 @@ def answered(
     record.confidence = confidence
     record.met = record.latency_s <= r.deadline_s
     record.degraded = option != r.target or r.broken
-    record.reason = _fell(r, chosen.name) if record.degraded else _meant(r, policy)
+    if record.degraded:
+        record.reason = _fell(r, chosen.name)
+    elif policy is not None:
+        record.reason = _meant(r, policy)
     return record
 
 

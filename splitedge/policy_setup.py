@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from splitedge.plan import Plan
-from splitedge.policy import Policy, make_policy
+from splitedge.policy import Option, Policy, make_policy
+from splitedge.segments import Evidence
 from splitedge.thresholds import NEVER, Threshold, threshold_for
 
 
@@ -22,22 +22,27 @@ class Thresholded(Protocol):
         ...
 
 
-def ready_policy(spec: str | Policy, plan: Plan) -> tuple[Policy, dict[int, Threshold]]:
-    """A policy for a plan, and the thresholds it was given (none before `fit`).
+def ready_policy(
+    spec: str | Policy, options: Sequence[Option], evidence: Mapping[int, Evidence]
+) -> tuple[Policy, dict[int, Threshold]]:
+    """A policy for a deployment, and the thresholds it was given (none before `fit`).
 
     A policy object that comes with thresholds keeps them.
 
+    Args:
+        spec: by name or an object.
+        options: of the deployment.
+        evidence: what each exit said on validation rows, by its number; see `Plan.evidence`.
+
     Raises:
         UnknownName: no such policy.
-        PolicyError: bad argument, or the plan lacks a route the policy needs.
+        PolicyError: bad argument, or the deployment lacks a route the policy needs.
     """
-    policy = make_policy(spec, plan.options)
+    policy = make_policy(spec, options)
     if not isinstance(policy, Thresholded) or (not isinstance(spec, str) and policy.thresholds):
         return policy, {}
     found = {
-        number: _threshold(head.evidence.confidence, head.evidence.correct, policy.target)
-        for number, head in enumerate(plan.exits)
-        if head.evidence is not None
+        number: _threshold(seen.confidence, seen.correct, policy.target) for number, seen in evidence.items()
     }
     policy.configure({number: threshold.value for number, threshold in found.items()})
     return policy, found

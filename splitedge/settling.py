@@ -203,7 +203,8 @@ class Settling:
             self._fail(now, r, kind(f"timeout of {self.settings.default_timeout_s:.3f} s: {why}"))
 
     def _answer(self, now: float, r: Request, option: int, confidence: float) -> None:
-        record = answered(r, now, option, confidence, self.policy, self._paths, self.power)
+        policy = self.policy if self.settings.reasons else None
+        record = answered(r, now, option, confidence, policy, self._paths, self.power)
         chosen = self.options[option]
         if chosen.remote:
             self._end(r, Answer(r.id, Source.CLOUD, -1, record))
