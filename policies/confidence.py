@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
-from splitedge.policies.latency import fraction, known_accuracy, within_reach
+from splitedge.policies.latency import known_accuracy, within_reach
 from splitedge.policy import Decision, Observation, Policy, Route, latency_mean, where
+from splitedge.policy_argument import read_argument
 
 _START, _SURE, _UNSURE = 0, 1, 2
 
@@ -46,9 +47,9 @@ class Confidence(Policy):
         """Make it from `confidence` or `confidence:0.95`.
 
         Raises:
-            PolicyError: the target is no number in (0, 1].
+            PolicyError: an unknown key, or the target is no number in (0, 1].
         """
-        return cls(fraction(cls.name, argument, 0.9))
+        return cls(**read_argument(cls, argument, main="target"))
 
     def configure(self, thresholds: Mapping[int, float]) -> None:
         """Set the confidence needed at each exit.

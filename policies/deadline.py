@@ -6,13 +6,16 @@ import math
 from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
-from splitedge.policies.in_time import Fallback, worth
-from splitedge.policies.latency import fraction, known_accuracy, within_reach
-from splitedge.policy import Decision, Observation, Policy, joules, latency_hoped, latency_q95, where
+from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
+from splitedge.policies.in_time import Fallback, Worth, worth
+from splitedge.policies.latency import known_accuracy, within_reach
+from splitedge.policies.scout import check_scout, scout
+from splitedge.policy import Decision, Observation, Policy, latency_q95, where
+from splitedge.policy_argument import read_argument
 
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
-import os
-BUSY = float(os.environ.get('BUSY','0.1'))
+#: Of accuracy: what a second of the device is worth to the requests that wait behind.
+BUSY = 0.1
 
 
 class Deadline(Policy):
@@ -25,10 +28,9 @@ class Deadline(Policy):
     If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
     equals).
 
-    A link that looks too slow to use would look so for ever, since only use measures it. So where nothing
-    was sent for `scout_s` seconds, the device can answer in time, and a more accurate remote option could
-    make it on a good link, that request is sent as a scout. It can lose no deadline: the engine answers
-    from the device when the cloud does not.
+    Where nothing was sent for `scout_s` seconds, the device can answer in time, and a more accurate remote
+    option could make it on a good link, that request is sent as a scout (`scout`). While the battery is low
+    the tolerance is wider (`Battery`), and at a critical charge nothing scouts.
 
     Sources: cut and exit chosen together under a latency bound as in SPINN (Laskaridis et al., MobiCom
     2020); planning on the distribution of a transfer's time instead of its mean as in Fugu (Yan et al.,
@@ -37,76 +39,55 @@ class Deadline(Policy):
     Args:
         tolerance: of accuracy, in [0, 1].
         scout_s: seconds; inf for never.
+        low, low_tolerance, critical, critical_tolerance: see `Battery`.
     """
 
     name: ClassVar[str] = "deadline"
 
-    def __init__(self, tolerance: float = 0.01, scout_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        tolerance: float = 0.01,
+        scout_s: float = 1.0,
+        low: float = LOW,
+        low_tolerance: float = LOW_TOLERANCE,
+        critical: float = CRITICAL,
+        critical_tolerance: float = CRITICAL_TOLERANCE,
+    ) -> None:
         if not 0.0 <= tolerance <= 1.0:
             raise PolicyError(f"policy 'deadline': the tolerance must be in [0, 1], got {tolerance}")
-        if not scout_s > 0.0:
-            raise PolicyError(f"policy 'deadline': scout_s must be above 0 seconds, got {scout_s}")
         self.tolerance = tolerance
-        self.scout_s = scout_s
+        self.scout_s = check_scout(self.name, scout_s)
+        self.battery = Battery(self.name, low, low_tolerance, critical, critical_tolerance)
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
-        """Make it from `deadline` or `deadline:0.02`.
+        """Make it from `deadline`, `deadline:0.02` or `deadline:0.02,low=0.3`.
 
         Raises:
-            PolicyError: the tolerance is no number in [0, 1].
+            PolicyError: an unknown key, or a value that is no number or out of range.
         """
-        return cls(fraction(cls.name, argument, 0.01))
+        return cls(**read_argument(cls, argument, main="tolerance"))
 
     def decide(self, obs: Observation) -> Decision:
         """The option worth most; of equals, the cheapest."""
         fallback = Fallback(obs)
         found = [worth(option, obs, fallback) for option in obs.options]
-        values = [one.right - BUSY * option.edge_s * obs.rows for option, one in zip(obs.options, found, strict=True)]
+        values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
-        for option, value in zip(obs.options, values, strict=True):
+        for option, one in zip(obs.options, found, strict=True):
+            value = one.right - BUSY * option.edge_s * obs.rows
+            values.append(value)
             top = where(value > top, value, top)
-            fits = fits | (within_reach(obs, option.remote) & (latency_q95(option, obs) <= obs.deadline_s))
-        best = self._cheapest(obs, [one.joules for one in found], values, top)
-        scout = self._scout(obs, best, fits, top)
-        why = where(scout >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
-        return Decision(where(scout >= 0, scout, best), why)
-
-    def _scout(self, obs: Observation, best: Any, fits: Any, top: Any) -> Any:
-        """The remote option to scout the link with in place of a local `best` that fits, -1 for none.
-
-        The most accurate that can be hoped for: it also has the most bytes, as a rule, and so tells most.
-        """
-        due = fits & within_reach(obs, True) & (obs.unsent_s >= self.scout_s)
-        scout: Any = -1
-        floor = top + self.tolerance
-        for i, option in enumerate(obs.options):
-            if not option.remote:
-                continue
-            due = due & (best != i)
-            right = known_accuracy(option, obs)
-            chosen = (latency_hoped(option, obs) <= obs.deadline_s) & (right > floor)
-            scout = where(chosen, i, scout)
-            floor = where(chosen, right, floor)
-        return where(due, scout, -1)
-
-    def _cheapest(self, obs: Observation, costs: list[Any], values: list[Any], top: Any) -> Any:
-        floor = top - self.tolerance
-        best: Any = 0
-        best_j: Any = math.inf
-        best_s: Any = math.inf
-        for i, option in enumerate(obs.options):
-            good = values[i] >= floor
-            if good is False:
-                continue
-            cost = where(good, costs[i], math.inf)
-            late = where(good, latency_q95(option, obs), math.inf)
-            better = (cost < best_j) | ((cost == best_j) & (late < best_s))
-            best = where(better, i, best)
-            best_j = where(better, cost, best_j)
-            best_s = where(better, late, best_s)
-        return best
+            near = within_reach(obs, option.remote)
+            fits = fits | (near & (latency_q95(option, obs) <= obs.deadline_s))
+        tolerance = self.battery.tolerance(self.tolerance, obs.battery)
+        best = _cheapest(obs, found, values, top - tolerance)
+        rights = [known_accuracy(option, obs) for option in obs.options]
+        due = where(self.battery.is_critical(obs.battery), False, fits)
+        sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)
+        why = where(sent >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
+        return Decision(where(sent >= 0, sent, best), why)
 
     def explain(self, obs: Observation, decision: Decision) -> str:
         """One sentence."""
@@ -127,17 +108,25 @@ class Deadline(Policy):
         if decision.why == _NONE_FITS:
             return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
         right = f"right in {known_accuracy(option, obs):.1%}"
-        best = "the most accurate that fits" if not self.tolerance else "the cheapest of the most accurate"
-        return f"{option.name} is {best} {left}: {right}, {late} ({link})"
+        tolerance = self.battery.tolerance(self.tolerance, obs.battery)
+        best = "the most accurate that fits" if not tolerance else "the cheapest of the most accurate"
+        why = self.battery.reason(self.tolerance, obs.battery)
+        return f"{option.name} is {best} {left}: {right}, {late} ({link}){why}"
 
 
-def _fastest(obs: Observation, seconds: list[Any]) -> Any:
-    best: Any = -1
+def _cheapest(obs: Observation, found: list[Worth], values: list[Any], floor: Any) -> Any:
+    """The option of least joules among those whose value is at least `floor`; of equals, the fastest."""
+    best: Any = 0
+    best_j: Any = math.inf
     best_s: Any = math.inf
-    for local_first in (False, True):
-        for i, option in enumerate(obs.options):
-            if option.remote is local_first:
-                better = (seconds[i] < best_s) | (best < 0)
-                best = where(better, i, best)
-                best_s = where(better, seconds[i], best_s)
+    for i, option in enumerate(obs.options):
+        good = values[i] >= floor
+        if good is False:
+            continue
+        cost = where(good, found[i].joules, math.inf)
+        late = where(good, latency_q95(option, obs), math.inf)
+        better = (cost < best_j) | ((cost == best_j) & (late < best_s))
+        best = where(better, i, best)
+        best_j = where(better, cost, best_j)
+        best_s = where(better, late, best_s)
     return best

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policy import Decision, Observation, Option, Policy, accuracy, latency_mean, where
+from splitedge.policy_argument import read_argument
 
 
 class Latency(Policy):
@@ -34,9 +35,9 @@ class Latency(Policy):
         """Make it from `latency` or `latency:0.02`.
 
         Raises:
-            PolicyError: the loss is no number in [0, 1].
+            PolicyError: an unknown key, or the loss is no number in [0, 1].
         """
-        return cls(fraction(cls.name, argument, 1.0))
+        return cls(**read_argument(cls, argument, main="loss"))
 
     def decide(self, obs: Observation) -> Decision:
         """The fastest option in reach."""
@@ -83,14 +84,3 @@ def known_accuracy(option: Option, obs: Observation) -> Any:
     """Probability that an option answers right; an exit whose confidence is not known counts as usual."""
     value = accuracy(option, obs)
     return where(value == value, value, option.accuracy)
-
-
-def fraction(policy: str, argument: str | None, default: float) -> float:
-    """The number behind a policy's colon; its range is the policy's to check."""
-    if argument is None:
-        return default
-    try:
-        return float(argument)
-    except ValueError as error:
-        message = f"policy '{policy}' takes a number in [0, 1], as in '{policy}:0.02'; got '{argument}'"
-        raise PolicyError(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,10 @@ class Band:
 
 
 def winners(policy: Policy, options: tuple[Option, ...], at: Conditions, grid: Floats = GRID) -> list[Band]:
-    """Ask the policy itself over a grid of uplinks; neighbours of one mind are one band."""
+    """Ask a copy of the policy over a grid of uplinks, so that one with a history learns nothing from it;
+    neighbours of one mind are one band.
+    """
+    policy = copy.deepcopy(policy)
     chosen = np.broadcast_to(policy.decide(at.observe(options, grid)).option, grid.shape)
     edges = np.flatnonzero(np.diff(chosen)) + 1
     bands = []

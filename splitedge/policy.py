@@ -243,6 +243,8 @@ class Policy(ABC):
     name: ClassVar[str]
     #: Routes without which the policy makes no sense; `check` refuses a deployment that lacks them.
     needs: ClassVar[frozenset[Route]] = frozenset()
+    #: The policy that a wrapper asks; None for one that decides by itself.
+    inner: Policy | None = None
 
     @abstractmethod
     def decide(self, obs: Observation) -> Decision:

@@ -1,4 +1,4 @@
-"""Make a plan's policy, with thresholds from what the exits said on validation rows."""
+"""Make a plan's policy, with what the exits said on validation rows."""
 
 from __future__ import annotations
 
@@ -22,12 +22,21 @@ class Thresholded(Protocol):
         ...
 
 
+@runtime_checkable
+class SeesExits(Protocol):
+    """A policy that predicts how often each exit answers."""
+
+    def see_exits(self, confidence: Mapping[int, Sequence[float]]) -> None:
+        """Take the calibrated confidences of validation rows, by the exit's number."""
+        ...
+
+
 def ready_policy(
     spec: str | Policy, options: Sequence[Option], evidence: Mapping[int, Evidence]
 ) -> tuple[Policy, dict[int, Threshold]]:
     """A policy for a deployment, and the thresholds it was given (none before `fit`).
 
-    A policy object that comes with thresholds keeps them.
+    A policy object that comes with thresholds keeps them. What a wrapper wraps is made ready like any other.
 
     Args:
         spec: by name or an object.
@@ -38,14 +47,18 @@ def ready_policy(
         UnknownName: no such policy.
         PolicyError: bad argument, or the deployment lacks a route the policy needs.
     """
-    policy = make_policy(spec, options)
+    made = policy = make_policy(spec, options)
+    while policy.inner is not None:
+        policy = policy.inner
+    if evidence and isinstance(policy, SeesExits):
+        policy.see_exits({number: seen.confidence for number, seen in evidence.items()})
     if not isinstance(policy, Thresholded) or (not isinstance(spec, str) and policy.thresholds):
-        return policy, {}
+        return made, {}
     found = {
         number: _threshold(seen.confidence, seen.correct, policy.target) for number, seen in evidence.items()
     }
     policy.configure({number: threshold.value for number, threshold in found.items()})
-    return policy, found
+    return made, found
 
 
 def _threshold(confidence: tuple[float, ...], correct: tuple[bool, ...], target: float) -> Threshold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -20,7 +21,8 @@ class EdgeSettings(BaseModel):
         cloud_key: which trusted key is the cloud's, where there are several.
         device: where head, exits and local model run: `auto` (a GPU where there is one), `cpu`, `cuda`,
             `cuda:1`.
-        policy: policy by name; None takes the bundle's.
+        policy: policy by name, `"deadline:0.02,low=0.3"`, or as a table with its `name` and its argument's
+            keys; None takes the bundle's.
         power: name of the power profile that models joules.
         battery: whether to read the system's battery and tell the policy.
         battery_interval_s: seconds between two readings.
@@ -63,6 +65,21 @@ class EdgeSettings(BaseModel):
     hello_s: float = Field(default=1.0, gt=0, le=60, allow_inf_nan=False)
     max_message: int = Field(default=32 * _MIB, ge=_MIB // 4, le=2**31)
     max_unanswered: int = Field(default=64 * _MIB, ge=_MIB, le=2**32)
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _policy(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        told = {key: str(given).lower() if isinstance(given, bool) else given for key, given in value.items()}
+        name = told.pop("name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError("a policy's table needs its name, as in name = 'deadline'")
+        nested = [key for key, given in told.items() if isinstance(given, dict | list)]
+        if nested:
+            raise ValueError(f"'{nested[0]}' of a policy must be a number, a text or a truth value")
+        told = {key: f"({given})" if "," in str(given) else given for key, given in told.items()}
+        return ":".join(filter(None, (name, ",".join(f"{key}={given}" for key, given in told.items()))))
 
     @field_validator("http")
     @classmethod
