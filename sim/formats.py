@@ -1,41 +1,33 @@
-"""Read and write channel traces: Mahimahi packet-delivery files and CSV, plain or gzipped.
+"""Read and write channel traces. Which format a file is in, its content says, not its name.
 
-- **Mahimahi**: one whole number a line, milliseconds, never falling; each is an opportunity to deliver
-  one 1500-byte packet. The file repeats after its last number.
 - **CSV**: a header with `t_s` and any of `mbps` (both ways), `up_mbps`, `down_mbps`, and `rtt_ms` or
   `ping_ms`; other columns are ignored. A sample holds until the next one. An empty RTT means "not
   measured here" and takes the last one measured.
+- **Mahimahi**: one whole number a line, milliseconds, never falling; each is an opportunity to deliver
+  one 1500-byte packet. The file repeats after its last number.
+- **Pensieve-cooked** (Mao et al., SIGCOMM 2017, and most work on adaptive video since): two numbers a line,
+  seconds and Mbit/s. A rate holds for the interval that *ends* at its time, as Pensieve's simulator reads
+  it; the first line only says where the first interval begins.
+- **Records** of splitedge (JSON lines or .npz): what the transfers in them measured (`from_records.py`).
 
-Which of the two a file is, its content says, not its name. A file is read at most to `MAX_BYTES`
-uncompressed, so a gzip bomb costs no more than a large trace; every refusal names file and line.
+All but .npz may be gzipped. A file is read at most to `trace_text.MAX_BYTES` uncompressed, so a gzip bomb
+costs no more than a large trace; every refusal names file and line.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
-import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from splitedge.errors import TraceError
+from splitedge.errors import RecordError, TraceError
+from splitedge.records import read_records
 from splitedge.sim.curves import PACKET_BITS, Capacity, Floats, Opportunities, Rates, Series
+from splitedge.sim.from_records import channel_from_records
+from splitedge.sim.trace_csv import MAX_MBPS, MAX_TIME_S, limited, read_csv
+from splitedge.sim.trace_text import MAX_SAMPLES, Lines, check_count, content, lines, short
 from splitedge.sim.traces import BIN_S, Trace
-
-MAX_BYTES = 32 * 1024 * 1024
-MAX_SAMPLES = 4_000_000
-MAX_LINE = 1024
-MAX_TIME_S = 1e7
-MAX_MBPS = 1e6
-MAX_RTT_MS = 600_000.0
-
-_CAPACITY = ("mbps", "up_mbps", "down_mbps")
-_RTT = ("rtt_ms", "ping_ms")
-
-Lines = Iterator[tuple[int, str]]
 
 
 def read_trace(path: str | Path) -> Trace:
@@ -46,20 +38,26 @@ def read_trace(path: str | Path) -> Trace:
             line, what was found there and what was expected.
     """
     path = Path(path)
-    lines = _lines(path, _content(path))
-    first = next(lines, None)
+    data = content(path)
+    if data.startswith((b"PK\x03\x04", b'{"schema":"splitedge.record')):
+        return _records(path)
+    rest = lines(path, data)
+    first = next(rest, None)
     if first is None:
         raise TraceError(f"{path}: the file is empty; a trace has at least one line of data")
     number, line = first
     if "," not in line and line.lstrip("-").isdigit():
-        return _mahimahi(path, _chain(first, lines))
+        return _mahimahi(path, _chain(first, rest))
+    if "," not in line and len(line.split()) == 2 and line[0] in "+-.0123456789":
+        return _pensieve(path, _chain(first, rest))
     columns = [name.strip().lower() for name in line.split(",")]
     if "t_s" not in columns:
         raise TraceError(
-            f"{path}:{number}: '{_short(line)}' begins neither a Mahimahi trace (one whole number of "
-            "milliseconds a line) nor a CSV (a header such as 't_s,mbps' or 't_s,up_mbps,down_mbps,rtt_ms')"
+            f"{path}:{number}: '{short(line)}' begins neither a Mahimahi trace (one whole number of "
+            "milliseconds a line), nor a Pensieve one (seconds and Mbit/s with a blank between), nor a CSV "
+            "(a header such as 't_s,mbps' or 't_s,up_mbps,down_mbps,rtt_ms')"
         )
-    return _csv(path, number, columns, lines)
+    return read_csv(path, number, columns, rest)
 
 
 def write_csv(trace: Trace, path: str | Path, bin_s: float = BIN_S) -> None:
@@ -83,8 +81,8 @@ def write_csv(trace: Trace, path: str | Path, bin_s: float = BIN_S) -> None:
     if any(isinstance(part, Rates) and not np.array_equal(part.time_s, time_s) for _, part, _ in parts):
         raise TraceError(f"{trace.source}: up and down have other times; write them to two files")
     rows = zip(time_s.tolist(), *(values.tolist() for _, _, values in parts), strict=True)
-    text = "".join(",".join(f"{value:.6g}" for value in row) + "\n" for row in rows)
-    Path(path).write_text("t_s," + ",".join(name for name, _, _ in parts) + "\n" + text, encoding="ascii")
+    text = "".join(f"{t:.10g}," + ",".join(f"{value:.6g}" for value in row) + "\n" for t, *row in rows)
+    _write(path, "t_s," + ",".join(name for name, _, _ in parts) + "\n" + text)
 
 
 def write_mahimahi(curve: Capacity, path: str | Path) -> None:
@@ -100,48 +98,39 @@ def write_mahimahi(curve: Capacity, path: str | Path) -> None:
     if not 1 <= count <= MAX_SAMPLES:
         raise TraceError(f"{path}: the trace offers {count} packets; the format can hold 1 to {MAX_SAMPLES}")
     marks = (math.ceil(curve.time_of(k * PACKET_BITS) * 1e3 - 1e-6) for k in range(1, count + 1))
-    Path(path).write_text("".join(f"{mark}\n" for mark in marks), encoding="ascii")
+    _write(path, "".join(f"{mark}\n" for mark in marks))
+
+
+def write_pensieve(curve: Capacity, path: str | Path, bin_s: float = BIN_S) -> None:
+    """Write one direction as Pensieve reads it; packet opportunities are averaged over bins.
+
+    Raises:
+        TraceError: the file can not be written.
+    """
+    rates = curve.binned(bin_s) if isinstance(curve, Opportunities) else curve
+    mbps = (rates.bps / 1e6).tolist()
+    ends = [*rates.time_s.tolist()[1:], rates.period_s]
+    text = f"0 {mbps[0]:.6g}\n" + "".join(
+        f"{end:.10g} {rate:.6g}\n" for end, rate in zip(ends, mbps, strict=True)
+    )
+    _write(path, text)
+
+
+def _write(path: str | Path, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="ascii")
+    except OSError as error:
+        raise TraceError(f"{path}: can not be written: {error.strerror or error}") from error
 
 
 # Reading --------------------------------------------------------------------------------------------
 
 
-def _content(path: Path) -> bytes:
-    """All of a file, decompressed where it is gzip, never more than the cap."""
+def _records(path: Path) -> Trace:
     try:
-        with path.open("rb") as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            source: io.BufferedIOBase = gzip.GzipFile(fileobj=raw) if zipped else raw
-            data = source.read(MAX_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TraceError(f"{path}: damaged or truncated gzip file ({error}); copy it again") from error
-    except OSError as error:
-        raise TraceError(f"{path}: can not be read: {error.strerror or error}") from error
-    if len(data) > MAX_BYTES:
-        raise TraceError(
-            f"{path}: more than {MAX_BYTES >> 20} MiB of text; cut the trace into shorter ones (an hour "
-            "in steps of 0.1 s is about 0.5 MiB)"
-        )
-    return data
-
-
-def _lines(path: Path, data: bytes) -> Lines:
-    """Numbered lines that hold something; comments (#) and empty lines are left out."""
-    start = 3 if data.startswith(b"\xef\xbb\xbf") else 0
-    stream = io.BytesIO(data)
-    stream.seek(start)
-    for number, raw in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), start=1):
-        if len(raw) > MAX_LINE:
-            raise TraceError(f"{path}:{number}: a line of more than {MAX_LINE} bytes; this is no trace")
-        try:
-            line = raw.decode("ascii").strip()
-        except UnicodeDecodeError:
-            line = "\0"
-        if not line.replace("\t", " ").isprintable():
-            raise TraceError(f"{path}:{number}: binary data; a trace is text (Mahimahi or CSV, or .gz of it)")
-        if line and not line.startswith("#"):
-            yield number, line
+        return channel_from_records(read_records(path), str(path)).trace
+    except RecordError as error:
+        raise TraceError(str(error)) from error
 
 
 def _chain(first: tuple[int, str], rest: Lines) -> Lines:
@@ -149,13 +138,13 @@ def _chain(first: tuple[int, str], rest: Lines) -> Lines:
     yield from rest
 
 
-def _mahimahi(path: Path, lines: Lines) -> Trace:
+def _mahimahi(path: Path, rows: Lines) -> Trace:
     marks: list[int] = []
     last = 0
-    for number, line in lines:
+    for number, line in rows:
         if not (line.isdigit() and len(line) <= 11 and int(line) <= MAX_TIME_S * 1e3):
             raise TraceError(
-                f"{path}:{number}: '{_short(line)}'; each line of a Mahimahi trace is one whole number of "
+                f"{path}:{number}: '{short(line)}'; each line of a Mahimahi trace is one whole number of "
                 f"milliseconds from 0 to {MAX_TIME_S * 1e3:.0f}"
             )
         mark = int(line)
@@ -163,108 +152,36 @@ def _mahimahi(path: Path, lines: Lines) -> Trace:
             raise TraceError(f"{path}:{number}: {mark} ms after {last} ms; times must never fall")
         marks.append(mark)
         last = mark
-        _check_count(path, number, len(marks))
+        check_count(path, number, len(marks))
     if last == 0:
         raise TraceError(f"{path}: the last time is 0 ms, so the trace lasts no time and can not repeat")
     curve = Opportunities(np.array(marks, dtype=np.float64) / 1e3, last / 1e3)
     return Trace(str(path), "mahimahi", curve, curve)
 
 
-def _csv(path: Path, header: int, columns: list[str], lines: Lines) -> Trace:
-    wanted = _wanted(path, header, columns)
-    rows: dict[str, list[float]] = {name: [] for name in wanted}
-    times = rows["t_s"]
-    for number, line in lines:
-        cells = line.split(",")
-        if len(cells) != len(columns):
+def _pensieve(path: Path, rows: Lines) -> Trace:
+    ends: list[float] = []
+    mbps: list[float] = []
+    time, rate = limited(MAX_TIME_S), limited(MAX_MBPS)
+    for number, line in rows:
+        cells = line.split()
+        if len(cells) != 2:
             raise TraceError(
-                f"{path}:{number}: {len(cells)} columns where the header has {len(columns)}: '{_short(line)}'"
+                f"{path}:{number}: '{short(line)}'; each line of a Pensieve trace is two numbers, seconds "
+                "and Mbit/s"
             )
-        for name, (column, check) in wanted.items():
-            rows[name].append(check(path, number, name, cells[column].strip()))
-        if len(times) > 1 and times[-1] < times[-2]:
-            raise TraceError(
-                f"{path}:{number}: t_s is {times[-1]:g} after {times[-2]:g}; times must never fall"
-            )
-        _check_count(path, number, len(times))
-    if not times:
-        raise TraceError(f"{path}: a header and no data; a trace has at least one sample")
-    return _assemble(path, {name: np.array(values) for name, values in rows.items()})
-
-
-def _wanted(path: Path, header: int, columns: list[str]) -> dict[str, tuple[int, Check]]:
-    """Which columns to read, where they stand, and how."""
-    for name in ("t_s", *_CAPACITY, *_RTT):
-        if columns.count(name) > 1:
-            raise TraceError(f"{path}:{header}: column '{name}' stands {columns.count(name)} times")
-    if "mbps" in columns and ("up_mbps" in columns or "down_mbps" in columns):
+        ends.append(time(path, number, "the time", cells[0]))
+        mbps.append(rate(path, number, "the rate", cells[1]))
+        if len(ends) > 1 and ends[-1] < ends[-2]:
+            raise TraceError(f"{path}:{number}: {ends[-1]:g} s after {ends[-2]:g} s; times must never fall")
+        check_count(path, number, len(ends))
+    if ends[-1] <= ends[0]:
         raise TraceError(
-            f"{path}:{header}: 'mbps' is for both ways; it can not stand beside up_ or down_mbps"
+            f"{path}: the trace lasts no time; each rate holds for the interval that ends at its time, so "
+            "there are at least two lines with times that grow"
         )
-    wanted: dict[str, tuple[int, Check]] = {"t_s": (columns.index("t_s"), _limited(MAX_TIME_S))}
-    for name in _CAPACITY:
-        if name in columns:
-            wanted[name] = columns.index(name), _limited(MAX_MBPS)
-    rtt = next((name for name in _RTT if name in columns), None)
-    if rtt is not None:
-        wanted[rtt] = columns.index(rtt), _limited(MAX_RTT_MS, empty=math.nan)
-    if len(wanted) == 1:
-        raise TraceError(
-            f"{path}:{header}: no column to replay; beside t_s give one of {', '.join((*_CAPACITY, *_RTT))}, "
-            f"the header has {_short(', '.join(columns))}"
-        )
-    return wanted
-
-
-Check = Callable[[Path, int, str, str], float]
-
-
-def _limited(most: float, empty: float | None = None) -> Check:
-    """A reader of one cell: a number from 0 to `most`; `empty` is what an empty cell stands for."""
-
-    def read(path: Path, number: int, name: str, cell: str) -> float:
-        if not cell and empty is not None:
-            return empty
-        try:
-            value = float(cell) if "_" not in cell else math.nan
-        except ValueError:
-            value = math.nan
-        if not 0.0 <= value <= most:  # false for NaN as well
-            raise TraceError(f"{path}:{number}: {name} is '{_short(cell)}'; give a number from 0 to {most:g}")
-        return value
-
-    return read
-
-
-def _assemble(path: Path, rows: dict[str, Floats]) -> Trace:
-    time_s = rows["t_s"] - rows["t_s"][0]
-    # A sample lasts as long as samples usually do; one alone lasts for ever, so its length is free.
-    step = float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
-    period_s = float(time_s[-1]) + step
-    if step <= 0.0:
-        raise TraceError(f"{path}: more than half of the times are equal; t_s must grow")
-    curves = {name: Rates(time_s, rows[name] * 1e6, period_s) for name in _CAPACITY if name in rows}
-    both = curves.get("mbps")
-    rtt = next((_series(time_s, rows[name], period_s) for name in _RTT if name in rows), None)
-    trace = Trace(str(path), "csv", curves.get("up_mbps", both), curves.get("down_mbps", both), rtt)
-    if trace.up is None and trace.down is None and rtt is None:
-        raise TraceError(f"{path}: the RTT column is empty and there is no capacity; nothing to replay")
-    return trace
-
-
-def _series(time_s: Floats, rtt_ms: Floats, period_s: float) -> Series | None:
-    """RTT with gaps filled by the last value measured (the first one, before it); None if all are."""
-    known = np.flatnonzero(~np.isnan(rtt_ms))
-    if not len(known):
-        return None
-    at = np.maximum(np.searchsorted(known, np.arange(len(rtt_ms)), side="right") - 1, 0)
-    return Series(time_s, rtt_ms[known[at]] / 1e3, period_s)
-
-
-def _check_count(path: Path, number: int, count: int) -> None:
-    if count > MAX_SAMPLES:
-        raise TraceError(f"{path}:{number}: more than {MAX_SAMPLES} samples; cut the trace into shorter ones")
-
-
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[:most] + "..."
+    time_s = np.array(ends) - ends[0]
+    # An interval of no length carries nothing: its rate was never in force.
+    some = np.diff(time_s) > 0.0
+    curve = Rates(time_s[:-1][some], np.array(mbps[1:])[some] * 1e6, float(time_s[-1]))
+    return Trace(str(path), "pensieve", curve, curve)

@@ -1,7 +1,7 @@
 """Channel traces: what was recorded of a channel over time, and their numbers.
 
 A `Trace` holds capacity up and down and, where it was measured, the round-trip time. `read_trace`
-takes Mahimahi files and CSV, plain or gzipped; `formats.py` knows the layouts.
+takes the formats that `formats.py` lists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from splitedge.errors import TraceError
 from splitedge.sim.curves import Capacity, Floats, Opportunities, Rates, Series
 
-Kind = Literal["csv", "mahimahi", "synthetic"]
+Kind = Literal["csv", "mahimahi", "pensieve", "records", "synthetic"]
 
 #: Bin over which packet opportunities are averaged to a rate for people and for CSV.
 BIN_S = 0.1

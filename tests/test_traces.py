@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from splitedge.errors import SplitedgeError, TraceError
-from splitedge.sim import commands, formats
+from splitedge.sim import commands, trace_text
 from splitedge.sim.curves import Opportunities, Rates
 from splitedge.sim.formats import read_trace, write_csv, write_mahimahi
 from splitedge.sim.synth import LteLike, lte_like
@@ -91,6 +91,17 @@ BAD = {
     "negative mahimahi": (b"-3\n", ":1: '-3'"),
     "fraction in mahimahi": (b"1\n2.5\n", ":2: '2.5'"),
     "many digits": (b"1\n" + b"9" * 900 + b"\n", ":2: '999"),
+    "pensieve with three columns": (b"0 1\n1 2 3\n", ":2: '1 2 3'"),
+    "pensieve of one line": (b"0.5 1.5\n", "lasts no time"),
+    "unsorted pensieve": (b"0 1\n2 1\n1 1\n", ":3: 1 s after 2 s"),
+    "negative pensieve": (b"0 1\n1 -1\n", ":2: the rate is '-1'"),
+    "nan pensieve": (b"0 1\nnan 1\n", ":2: the time is 'nan'"),
+    "huge pensieve": (b"0 1\n1 1e9\n", ":2: the rate is '1e9'"),
+    "truncated pensieve": (b"0 1\n1", ":2: '1'"),
+    "damaged records": (b'{"schema":"splitedge.record/1"}\n{"request":x}\n', "line 2"),
+    "foreign records": (b'{"schema":"splitedge.record/99"}\n', "schema"),
+    "records of nothing": (b'{"schema":"splitedge.record/1"}\n', "nothing was measured"),
+    "a zip that is none": (b"PK\x03\x04" + b"\x00" * 60, "record"),
     "lasts no time": (b"0\n0\n", "lasts no time"),
     "binary": (b"1\n2\n\x89PNG\x00\x01\n", ":3: binary data"),
     "utf-16": ("t_s,mbps\n0,1\n".encode("utf-16"), ":1: binary data"),
@@ -116,14 +127,14 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 def test_a_gzip_bomb_costs_no_more_than_the_cap(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(trace_text, "MAX_BYTES", 1 << 20)
     path = write(tmp_path, gzip.compress(b"1\n" * (8 << 20)))
     with pytest.raises(TraceError, match="more than 1 MiB"):
         read_trace(path)
 
 
 def test_too_many_samples_are_refused_while_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_SAMPLES", 10)
+    monkeypatch.setattr(trace_text, "MAX_SAMPLES", 10)
     for text in ("t_s,mbps\n" + "".join(f"{i},1\n" for i in range(20)), "".join(f"{i}\n" for i in range(20))):
         with pytest.raises(TraceError, match="more than 10 samples"):
             read_trace(write(tmp_path, text))
@@ -138,6 +149,8 @@ def test_too_many_samples_are_refused_while_reading(tmp_path, monkeypatch):
             lambda tail: ("t_s,mbps\n" + tail).encode()
         ),
         st.text("0123456789\n", max_size=200).map(str.encode),
+        st.text("0123456789.-e \t\n", max_size=200).map(lambda tail: b"0 1\n" + tail.encode()),
+        st.binary(max_size=200).map(lambda tail: b'{"schema":"splitedge.record/1"}\n' + tail),
         st.binary(max_size=80).map(lambda tail: b"\x1f\x8b\x08\x00" + tail),
     )
 )
@@ -226,9 +239,29 @@ def test_every_recording_gives_the_numbers_of_its_manifest():
         if row["columns"].startswith("t_s|mbps"):
             mbps = curve.bps / 1e6
             expected = [float(row[name]) for name in ("min", "mean", "max")]
-            assert [mbps.min(), mbps.mean(), mbps.max()] == pytest.approx(expected, rel=2e-3, abs=2e-3), row[
-                "id"
-            ]
+            numbers = [mbps.min(), mbps.mean(), mbps.max()]
+            assert numbers == pytest.approx(expected, rel=2e-3, abs=2e-3), row["id"]
+            assert np.mean(mbps == 0) == pytest.approx(float(row["zero_frac"]), abs=1e-3), row["id"]
+
+
+@needs_data
+def test_the_core_recordings_are_in_the_manifest_and_summed_up_over_time():
+    with (DATA / "traces" / "MANIFEST.csv").open() as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    names = (DATA / "traces" / "CORE.txt").read_text().split()
+    assert names
+    for name in names:
+        row = rows[name]
+        trace = read_trace(DATA / row["path"])
+        part = trace.rtt if row["kind"] == "rtt" else trace.up or trace.down
+        numbers = summarise(part)
+        assert numbers.samples == int(row["n"]), name
+        even = row["columns"] == "t_s|mbps" and np.ptp(np.diff(part.time_s)) < 1e-6
+        if even:  # samples of one length: the mean over time is the mean over samples
+            assert numbers.mean == pytest.approx(float(row["mean"]), rel=2e-3, abs=2e-3), name
+            assert numbers.zero_share == pytest.approx(float(row["zero_frac"]), abs=1e-3), name
+            if numbers.samples >= 1000:  # the manifest takes the mean of the two in the middle
+                assert numbers.p50 == pytest.approx(float(row["p50"]), rel=0.02, abs=0.02), name
 
 
 @needs_data
