@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
-from splitedge.policies.in_time import Fallback, Worth, worth
-from splitedge.policies.latency import known_accuracy, within_reach
+from splitedge.policies.in_time import Prospects, Worth
+from splitedge.policies.latency import known_accuracy
 from splitedge.policies.scout import check_scout, scout
 from splitedge.policy import Decision, Observation, Policy, latency_q95, where
 from splitedge.policy_argument import read_argument
@@ -16,6 +16,8 @@ from splitedge.policy_argument import read_argument
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
 #: Of accuracy: what a second of the device is worth to the requests that wait behind.
 BUSY = 0.1
+#: An option with a smaller chance than this is not predicted to answer in time.
+_LIKELY = 0.5
 
 
 class Deadline(Policy):
@@ -70,8 +72,8 @@ class Deadline(Policy):
 
     def decide(self, obs: Observation) -> Decision:
         """The option worth most; of equals, the cheapest."""
-        fallback = Fallback(obs)
-        found = [worth(option, obs, fallback) for option in obs.options]
+        prospects = Prospects(obs)
+        found = [prospects.of(option) for option in obs.options]
         values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
@@ -79,12 +81,11 @@ class Deadline(Policy):
             value = one.right - BUSY * option.edge_s * obs.rows
             values.append(value)
             top = where(value > top, value, top)
-            near = within_reach(obs, option.remote)
-            fits = fits | (near & (latency_q95(option, obs) <= obs.deadline_s))
+            fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        best = _cheapest(obs, found, values, top - tolerance)
+        best = where(fits, _cheapest(found, values, top - tolerance), _fastest(obs, found))
         rights = [known_accuracy(option, obs) for option in obs.options]
-        due = where(self.battery.is_critical(obs.battery), False, fits)
+        due = where(self.battery.is_critical(obs.battery), False, prospects.device_answers)
         sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)
         why = where(sent >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
         return Decision(where(sent >= 0, sent, best), why)
@@ -114,19 +115,33 @@ class Deadline(Policy):
         return f"{option.name} is {best} {left}: {right}, {late} ({link}){why}"
 
 
-def _cheapest(obs: Observation, found: list[Worth], values: list[Any], floor: Any) -> Any:
+def _fastest(obs: Observation, found: list[Worth]) -> Any:
+    """The option of the least mean latency in reach; of equals, a local one."""
+    best: Any = -1
+    best_s: Any = math.inf
+    for local_first in (False, True):
+        for i, option in enumerate(obs.options):
+            if option.remote is local_first:
+                mean = where(found[i].right >= 0.0, found[i].mean_s, math.inf)
+                better = (mean < best_s) | (best < 0)
+                best = where(better, i, best)
+                best_s = where(better, mean, best_s)
+    return best
+
+
+def _cheapest(found: list[Worth], values: list[Any], floor: Any) -> Any:
     """The option of least joules among those whose value is at least `floor`; of equals, the fastest."""
     best: Any = 0
     best_j: Any = math.inf
     best_s: Any = math.inf
-    for i, option in enumerate(obs.options):
+    for i, one in enumerate(found):
         good = values[i] >= floor
         if good is False:
             continue
-        cost = where(good, found[i].joules, math.inf)
-        late = where(good, latency_q95(option, obs), math.inf)
-        better = (cost < best_j) | ((cost == best_j) & (late < best_s))
+        cost = where(good, one.joules, math.inf)
+        mean = where(good, one.mean_s, math.inf)
+        better = (cost < best_j) | ((cost == best_j) & (mean < best_s))
         best = where(better, i, best)
         best_j = where(better, cost, best_j)
-        best_s = where(better, late, best_s)
+        best_s = where(better, mean, best_s)
     return best
