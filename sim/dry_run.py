@@ -97,7 +97,8 @@ class Watched(Policy):
             raise
         if not 0 <= option < len(obs.options):
             self.failure = self.failure or (
-                f"policy '{self.inner.name}' chose option {option}; there are {len(obs.options)}, numbered from 0"
+                f"policy '{self.inner.name}' chose option {option}; there are {len(obs.options)}, "
+                "numbered from 0"
             )
             raise SimulationError(self.failure)
         return decision

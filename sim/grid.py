@@ -19,6 +19,12 @@ from splitedge.sim.scenario import Scenario
 #: The policy that knows the future: run beside the others, so that they have something to regret.
 ORACLE = "oracle"
 
+
+def is_oracle(policy: str) -> bool:
+    """Whether it is `oracle`, or `oracle:channel` which does not know the answers."""
+    return policy.partition(":")[0] == ORACLE
+
+
 _FILES = {"deployment", "channel.up", "channel.down", "work.arrivals"}
 _SHORT = {"trace": "channel.up", "traces": "channel.up"}
 _WORDS = {"work.arrivals": {"fixed", "poisson"}}

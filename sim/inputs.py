@@ -7,7 +7,12 @@ from pathlib import Path
 
 from splitedge.errors import ConfigError
 from splitedge.evaluation import Evaluation
+from splitedge.sim.exact import run_exact
 from splitedge.sim.formats import read_trace
+from splitedge.sim.grid import is_oracle
+from splitedge.sim.oracle import oracle_policies, upper_bound
+from splitedge.sim.scenario import Scenario
+from splitedge.sim.simulation import Simulation
 from splitedge.sim.traces import Trace
 
 #: Files of each kind kept in memory, the latest used.
@@ -58,3 +63,28 @@ def _evaluation(path: Path, stamp: tuple[int, int]) -> Evaluation:
 @lru_cache(KEPT)
 def _trace(path: Path, stamp: tuple[int, int]) -> Trace:
     return read_trace(path)
+
+
+def simulate_files(scenario: Scenario) -> Simulation:
+    """Run a scenario on the files that it names.
+
+    Raises:
+        SplitedgeError: a file can not be read, or what it says can not be simulated.
+    """
+    evaluation, up, down = _files(scenario)
+    if is_oracle(scenario.policy):
+        return run_exact(
+            scenario, evaluation, up, down, policy=oracle_policies(scenario, evaluation, up, down)
+        )
+    return run_exact(scenario, evaluation, up, down)
+
+
+def bound_files(scenario: Scenario) -> float:
+    """`oracle.upper_bound` of a scenario on the files that it names."""
+    return upper_bound(scenario, *_files(scenario))
+
+
+def _files(scenario: Scenario) -> tuple[Evaluation, Trace, Trace]:
+    up = trace_of(scenario.channel.up)
+    down = up if scenario.channel.down is None else trace_of(scenario.channel.down)
+    return evaluation_of(scenario.deployment), up, down

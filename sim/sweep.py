@@ -14,7 +14,8 @@ from splitedge.errors import ConfigError
 from splitedge.policy import make_policy
 from splitedge.sim.digest import Digest, digest
 from splitedge.sim.executors import split_executor, spread
-from splitedge.sim.grid import ORACLE, Run, Sweep, column
+from splitedge.sim.grid import ORACLE, Run, Sweep, column, is_oracle
+from splitedge.sim.inputs import bound_files, evaluation_of, simulate_files
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.simulation import Simulation
 
@@ -106,8 +107,8 @@ def run_sweep(
     sweep: Sweep,
     executor: str = "local",
     *,
-    simulate: Callable[[Scenario], Simulation] | None = None,
-    bound: Callable[[Scenario, Simulation], float] | None = None,
+    simulate: Callable[[Scenario], Simulation] = simulate_files,
+    bound: Callable[[Scenario], float] = bound_files,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> SweepResult:
     """Run all of a sweep. A run that fails leaves its error in its place, the others go on.
@@ -116,7 +117,7 @@ def run_sweep(
         sweep: what to run.
         executor: where, see `splitedge.sim.executors.spread`; the result is the same everywhere.
         simulate: runs one scenario.
-        bound: upper bound of `correct_in_time` for a scenario and the requests of a run of it.
+        bound: share of its requests that no schedule can answer right in time more of.
         progress: told how many runs have ended, of how many.
 
     Raises:
@@ -149,11 +150,9 @@ def check(runs: Sequence[Run]) -> None:
     Raises:
         SplitedgeError: a deployment can not be read, a policy does not fit it, a trace is missing.
     """
-    from splitedge.sim.inputs import evaluation_of
-
     for deployment, policy in dict.fromkeys((r.scenario.deployment, r.scenario.policy) for r in runs):
         table = evaluation_of(deployment).table
-        if policy != ORACLE:
+        if not is_oracle(policy):
             make_policy(policy, table)
     for path in dict.fromkeys(run.scenario.channel.up for run in runs):
         if not path.is_file():
@@ -162,12 +161,12 @@ def check(runs: Sequence[Run]) -> None:
 
 def _attempt(
     simulate: Callable[[Scenario], Simulation],
-    bound: Callable[[Scenario, Simulation], float],
+    bound: Callable[[Scenario], float],
     scenario: Scenario,
 ) -> Outcome:
     try:
         run = simulate(scenario)
-        most = bound(scenario, run) if scenario.policy == ORACLE else math.nan
+        most = bound(scenario) if scenario.policy == ORACLE else math.nan
         return Outcome(digest(run), bound=most)
     except Exception as error:  # one run must not take the others with it
         return Outcome(error=" ".join(f"{type(error).__name__}: {error}".split()))

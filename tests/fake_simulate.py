@@ -79,5 +79,5 @@ def fake(scenario):
     return Simulation(scenario.policy, str(scenario.channel.up), scenario.seed, n / rate, columns)
 
 
-def no_bound(scenario, run):
+def no_bound(scenario):
     return 0.95
