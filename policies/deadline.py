@@ -1,4 +1,4 @@
-"""`deadline[:tolerance]`: the most accurate option that meets the deadline in 19 of 20 cases."""
+"""`deadline[:tolerance]`: the option that is most likely to answer right in time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TO
 from splitedge.policies.in_time import Prospects, Worth
 from splitedge.policies.latency import known_accuracy
 from splitedge.policies.scout import check_scout, scout
-from splitedge.policy import Decision, Observation, Policy, latency_q95, where
+from splitedge.policy import Decision, Observation, Policy, latency_mean, where
 from splitedge.policy_argument import read_argument
 
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
@@ -18,17 +18,22 @@ _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
 BUSY = 0.1
 #: An option with a smaller chance than this is not predicted to answer in time.
 _LIKELY = 0.5
+TOLERANCE = 0.005
 
 
 class Deadline(Policy):
-    """The most accurate option whose predicted 95th percentile of latency meets the time left.
+    """The option that answers most requests right and in time, in expectation.
 
-    The prediction takes the 95th percentile of bytes, RTT and queue over the 10th of goodput: policies
-    that budget on means miss 30 to 80% of their deadlines on recorded cellular channels. Options within
-    `tolerance` of the best accuracy are equals: the one of least joules wins, then the fastest. After an
-    exit its calibrated confidence is its accuracy, so an exit that is sure enough stops the request there.
-    If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
-    equals).
+    What an option is worth: its chance to be in time times its accuracy, plus the chance to be late times the
+    accuracy of what the device can still answer then, as the engine makes it (`Prospects`). So a likely miss
+    is risked where the device can answer in its place, and is not where it can not. The chance is computed
+    from the distribution of the latency, not from its mean: policies that budget on means miss 30 to 80% of
+    their deadlines on recorded cellular channels. After an exit its calibrated confidence is its accuracy, so
+    an exit that is sure enough stops the request there.
+
+    Compute on the device has a price: whatever keeps it busy delays the requests behind. Options within
+    `tolerance` of the most worth are equals: the one of least expected joules wins, then the fastest. If
+    nothing is likely to be in time, the fastest.
 
     Where nothing was sent for `scout_s` seconds, the device can answer in time, and a more accurate remote
     option could make it on a good link, that request is sent as a scout (`scout`). While the battery is low
@@ -48,7 +53,7 @@ class Deadline(Policy):
 
     def __init__(
         self,
-        tolerance: float = 0.01,
+        tolerance: float = TOLERANCE,
         scout_s: float = 1.0,
         low: float = LOW,
         low_tolerance: float = LOW_TOLERANCE,
@@ -77,8 +82,8 @@ class Deadline(Policy):
         values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
-        for option, one in zip(obs.options, found, strict=True):
-            value = one.right - BUSY * option.edge_s * obs.rows
+        for one in found:
+            value = one.right - BUSY * one.busy_s
             values.append(value)
             top = where(value > top, value, top)
             fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
@@ -93,26 +98,27 @@ class Deadline(Policy):
     def explain(self, obs: Observation, decision: Decision) -> str:
         """One sentence."""
         option = obs.options[decision.option]
-        late = f"{1e3 * latency_q95(option, obs):.1f} ms at the 95th percentile"
+        chance = Prospects(obs).of(option).chance
+        late = f"{1e3 * latency_mean(option, obs):.1f} ms on average, in time in {chance:.1%}"
         left = "without a deadline"
         if obs.deadline_s < math.inf:
             left = f"with {1e3 * obs.deadline_s:.1f} ms left"
         link = "the cloud is out of reach"
         if obs.link_up:
-            link = f"uplink {obs.goodput.low / 1e6:.2f} Mbit/s at the 10th percentile, "
-            link += f"RTT {1e3 * obs.rtt.high:.0f} ms at the 95th"
+            link = f"uplink {obs.goodput.mean / 1e6:.2f} Mbit/s, 10th percentile {obs.goodput.low / 1e6:.2f}; "
+            link += f"RTT {1e3 * obs.rtt.mean:.0f} ms, 95th percentile {1e3 * obs.rtt.high:.0f}"
         if decision.why == _SCOUTS:
             return (
                 f"nothing was sent for {obs.unsent_s:.1f} s: {option.name} scouts the link {left}, "
                 f"predicted to take {late} ({link}); the device answers if the cloud does not"
             )
         if decision.why == _NONE_FITS:
-            return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
+            return f"nothing is likely to answer {left}; {option.name} is nearest, {late} ({link})"
         right = f"right in {known_accuracy(option, obs):.1%}"
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        best = "the most accurate that fits" if not tolerance else "the cheapest of the most accurate"
+        worth = f"is worth most {left}" + (", or as much for fewer joules" if tolerance else "")
         why = self.battery.reason(self.tolerance, obs.battery)
-        return f"{option.name} is {best} {left}: {right}, {late} ({link}){why}"
+        return f"{option.name} {worth}: {right}, {late} ({link}){why}"
 
 
 def _fastest(obs: Observation, found: list[Worth]) -> Any:

@@ -23,12 +23,14 @@ class Worth(NamedTuple):
     Attributes:
         right: probability of a right answer in time, by the device where the cloud is late; -1 out of reach.
         joules: expected, the device's answer included where it has to give one.
+        busy_s: seconds the device is expected to be busy with it, likewise.
         mean_s: predicted mean seconds.
         chance: probability that the option itself answers in time.
     """
 
     right: Any
     joules: Any
+    busy_s: Any
     mean_s: Any
     chance: Any
 
@@ -57,9 +59,11 @@ class Prospects:
         self._link = rtt.mean + queue.mean
         delay, wait = rtt.high - rtt.mean, queue.high - queue.mean
         self._squares = delay * delay + wait * wait
-        self._right: Any = 0.0
+        self._right: Any = 0.0  # of what the device can answer
         self._late: Any = math.inf
         self._cost: Any = 0.0
+        self._busy: Any = 0.0
+        self._surely: Any = 0.0  # its accuracy, times its chance to be in time
         for option in obs.options:
             if not option.remote:
                 self._consider(option)
@@ -76,9 +80,12 @@ class Prospects:
         best = self._right
         better = (right > best + EQUAL) | ((right > best - EQUAL) & (late < self._late))
         better = better & (late <= obs.deadline_s) & (late < math.inf)
+        worth = self.of(option)
         self._right = where(better, right, best)
         self._late = where(better, late, self._late)
-        self._cost = where(better, joules(option, obs), self._cost)
+        self._cost = where(better, worth.joules, self._cost)
+        self._busy = where(better, worth.busy_s, self._busy)
+        self._surely = where(better, worth.right, self._surely)
 
     def of(self, option: Option) -> Worth:
         """What one option is worth."""
@@ -102,8 +109,8 @@ class Prospects:
         chance = 0.5 + 0.5 * t / (2.0 + t * t) ** 0.5
         right, cost = known_accuracy(option, obs), joules(option, obs)
         if not option.remote:
-            return Worth(chance * right, cost, mean, chance)
+            return Worth(chance * right, cost, edge, mean, chance)
         late = 1.0 - chance
         spare = late * (self._late + most <= obs.deadline_s)
-        value = where(within_reach(obs, True), chance * right + spare * self._right, -1.0)
-        return Worth(value, cost + spare * self._cost, mean, chance)
+        value = where(within_reach(obs, True), chance * right + spare * self._surely, -1.0)
+        return Worth(value, cost + spare * self._cost, edge + spare * self._busy, mean, chance)

@@ -11,7 +11,7 @@ from splitedge.estimate import LinkEstimator
 from splitedge.events import Action, Answer, CancelRemote, Fail, Source, StageKind
 from splitedge.outcome import answered, failed, filtered, typed, why_late
 from splitedge.paths import Paths, held
-from splitedge.policy import Gate, Option, Policy, latency_q95
+from splitedge.policy import Gate, Option, Policy
 from splitedge.power import PowerModel
 from splitedge.request import NONE, Request
 from splitedge.sender import Sender
@@ -61,10 +61,8 @@ class Settling:
         """Whether a reply may still come and there is time to wait for it."""
         return not r.remote_over and r.encoded != NONE and r.encoded == r.target and now < r.answer_by
 
-    def _best_fallback(self, now: float, r: Request, later_s: float = 0.0) -> int:
-        """The most accurate option the device can answer by in time, and leave others the time for theirs,
-        if it begins `later_s` from now.
-        """
+    def _best_fallback(self, now: float, r: Request) -> int:
+        """The most accurate option the device can answer by in time, and leave others the time for theirs."""
         free = now + self._compute.residual_s(now)
         own = r.answer_by - free
         left = own
@@ -81,7 +79,7 @@ class Settling:
                 if other.fallback is not None and other.answer_by <= r.answer_by:
                     own -= other.guarded_s  # it is computed first
                 left = min(left, other.answer_by - free - demand)
-        return self._paths.best_fallback(r, min(own, left) - later_s)
+        return self._paths.best_fallback(r, min(own, left))
 
     def _cheaper(self, now: float, r: Request) -> bool:
         """Whether the fall-back about to begin was put off for a cheaper one: since it was chosen, others
@@ -99,11 +97,8 @@ class Settling:
         return True
 
     def _guard_from(self, now: float, r: Request) -> None:
-        """Set the second at which the fall-back must begin so that it ends in time: one that can wait until
-        the cloud's reply is overdue, if there is one.
-        """
-        reply_s = 0.0 if r.obs is None else float(latency_q95(self.options[r.target], r.obs))
-        best = self._best_fallback(now, r, reply_s)
+        """Set the second at which the fall-back must begin so that it ends in time."""
+        best = self._best_fallback(now, r)
         if best == NONE:
             return
         least = self._paths.least_s(r)
