@@ -88,7 +88,7 @@ def run_exact(
 
     Returns:
         One row a request, in order of arrival, with all columns of `Record` (`reason` where
-        `engine.reasons` is on).
+        the scenario asks for `reasons`).
 
     Raises:
         ConfigError: the evaluation, a name or a number of the scenario can not be used.
@@ -140,7 +140,7 @@ class _World:
         self._total = total
         self._progress = progress
         self._clock = Clock()
-        self._out = RowsOut(scenario.engine.reasons)
+        self._out = RowsOut(scenario.reasons)
         self._cloud = SimCloud(scenario.cloud, options, self._clock.later)
 
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
@@ -172,7 +172,9 @@ class _World:
         engine = Engine(
             self._options,
             Watched(self._policy_of(device)),
-            settings=scenario.engine.model_copy(update={"seed": scenario.engine.seed + device}),
+            settings=scenario.engine.model_copy(
+                update={"seed": scenario.engine.seed + device, "reasons": scenario.reasons}
+            ),
             link=LinkEstimator(scenario.link),
             power=self._power,
         )

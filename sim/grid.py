@@ -68,14 +68,15 @@ class Sweep:
             called so) to its values.
         seeds: repetitions of each combination.
         id: with the scenario's seed and a repetition's number it gives the seed of that repetition.
-        oracle: whether to run the oracle beside the policies of each combination.
+        oracle: whether to run the oracle, always in exact mode, beside the policies of each combination;
+            None does so in exact mode.
     """
 
     scenario: Scenario
     axes: Mapping[str, Sequence[object]] = field(default_factory=dict)
     seeds: int = 1
     id: str = "sweep"
-    oracle: bool = True
+    oracle: bool | None = None
 
     def runs(self) -> tuple[Run, ...]:
         """All runs, in order: the last axis and the repetition change fastest.
@@ -94,7 +95,8 @@ class Sweep:
             axes[name] = list(dict.fromkeys(values))
         axes.setdefault("policy", [self.scenario.policy])
         axes.setdefault("channel.up", [self.scenario.channel.up])
-        if self.oracle and ORACLE not in axes["policy"]:
+        wanted = self.scenario.mode == "exact" if self.oracle is None else self.oracle
+        if wanted and ORACLE not in axes["policy"]:
             axes["policy"].append(ORACLE)
         found: list[Run] = []
         for values in itertools.product(*axes.values()):
@@ -102,7 +104,8 @@ class Sweep:
             point = {key: str(value) for key, value in changes.items()}
             for repetition in range(self.seeds):
                 seed = seed_of(self.id, self.scenario.seed, repetition)
-                scenario = vary(self.scenario, {**changes, "seed": seed})
+                mode = {"mode": "exact"} if changes["policy"] == ORACLE else {}
+                scenario = vary(self.scenario, {**changes, **mode, "seed": seed})
                 found.append(Run(len(found), scenario, point, repetition))
         return tuple(found)
 
@@ -149,6 +152,8 @@ def vary(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
         ConfigError: a value does not fit its key.
     """
     data: dict[str, Any] = scenario.model_dump()
+    if not {"device.slower", "device.power"}.isdisjoint(changes):
+        data["device"]["like"] = None  # else the class of devices would have the last word
     for key, value in changes.items():
         *path, leaf = key.split(".")
         table = data
@@ -198,7 +203,7 @@ class SweepTable(BaseModel):
         seeds: repetitions of each combination.
         traces: patterns of trace files, relative to the file's directory.
         executor: where the runs are computed.
-        oracle: whether to run the oracle too.
+        oracle: see `Sweep`.
         grid: axes: a scenario's key and its values.
     """
 
@@ -208,34 +213,32 @@ class SweepTable(BaseModel):
     seeds: int = Field(default=1, ge=1)
     traces: tuple[str, ...] = ()
     executor: str = "local"
-    oracle: bool = True
+    oracle: bool | None = None
     grid: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_sweep(path: Path) -> tuple[Scenario, SweepTable | None, dict[str, list[object]]]:
-    """A scenario's file with its table `[sweep]`, if it has one, and the axes in that.
+def read_sweep(path: Path) -> tuple[SweepTable | None, dict[str, list[object]]]:
+    """The table `[sweep]` of a scenario's file, None without one, and its axes; paths are beside the file.
 
     Raises:
-        ConfigError: it is missing, no TOML, or a key is unknown or out of range.
+        ConfigError: it is missing, no TOML, a key of the table is unknown or out of range, or a pattern names
+            no trace.
     """
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-        table = SweepTable.model_validate(data.pop("sweep")) if "sweep" in data else None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = SweepTable.model_validate(data["sweep"]) if "sweep" in data else None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(("sweep", *(str(part) for part in first["loc"])))
         raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
     if table is None:
-        return Scenario.read(path), None, {}
+        return None, {}
     axes = _axes(table.grid, path)
     if table.traces:
         axes["channel.up"] = list(find_traces(table.traces, path.parent))
-        first = Path(str(axes["channel.up"][0])).absolute()
-        data["channel"] = {"up": first, **data.get("channel", {})}
-    return Scenario.parse(data, path), table, axes
+    return table, axes
 
 
 def _axes(grid: Mapping[str, Any], path: Path, prefix: str = "") -> dict[str, list[object]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from splitedge.errors import ConfigError
 from splitedge.evaluation import Evaluation
-from splitedge.sim.exact import run_exact
 from splitedge.sim.formats import read_trace
-from splitedge.sim.grid import is_oracle
-from splitedge.sim.oracle import oracle_policies, upper_bound
+from splitedge.sim.oracle import upper_bound
 from splitedge.sim.scenario import Scenario
+from splitedge.sim.simulate import EVALUATION, read_evaluation, simulate
 from splitedge.sim.simulation import Simulation
 from splitedge.sim.traces import Trace
 
@@ -28,8 +27,8 @@ def evaluation_of(path: Path) -> Evaluation:
         RecordError: it can not be read.
         ConfigError: it holds no option table.
     """
-    file = path / "evaluation.npz" if path.is_dir() else path
-    return _evaluation(file, _stamp(file))
+    file = path / EVALUATION if path.is_dir() else path
+    return _evaluation(path, _stamp(file))
 
 
 def trace_of(path: Path) -> Trace:
@@ -52,7 +51,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @lru_cache(KEPT)
 def _evaluation(path: Path, stamp: tuple[int, int]) -> Evaluation:
-    found = Evaluation.load(path)
+    found = read_evaluation(path)
     if not found.table:
         raise ConfigError(
             f"{path} holds no option table: an older version wrote it; run Deployment.evaluate again"
@@ -72,11 +71,7 @@ def simulate_files(scenario: Scenario) -> Simulation:
         SplitedgeError: a file can not be read, or what it says can not be simulated.
     """
     evaluation, up, down = _files(scenario)
-    if is_oracle(scenario.policy):
-        return run_exact(
-            scenario, evaluation, up, down, policy=oracle_policies(scenario, evaluation, up, down)
-        )
-    return run_exact(scenario, evaluation, up, down)
+    return simulate(scenario, evaluation=evaluation, up=up, down=down)
 
 
 def bound_files(scenario: Scenario) -> float:

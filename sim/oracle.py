@@ -2,10 +2,10 @@
 
 It brackets the best that can be done:
 
-- `oracle` plans all requests of a run ahead and then runs that plan through exact mode, engine and all. What
-  it scores **was reached**, so the best possible is no less. It is not the optimum itself: the plan is
-  searched in a simpler model (`schedule.py`), for many devices one request at a time. Should a policy beat it,
-  its regret is below 0.
+- `oracle` plans all requests of a run ahead, then runs the plan through exact mode, engine and all. What it
+  scores **was reached**, so the best possible is no less. It is not the optimum itself: the plan is searched
+  in a simpler model (`schedule.py`), for many devices one request at a time. Should a policy beat it, its
+  regret is below 0.
 - `oracle:channel` is the same without the answers: it knows the channel, the requests and the delays, but of
   an option no more than how often it is right. What the two differ by can not be had by looking at the link.
 - `upper_bound` lets each request have the whole system to itself. **No schedule can do better**, and where

@@ -58,18 +58,17 @@ def write_report(result: SweepResult, folder: Path, title: str = "Simulation") -
     data = Data(result)
     if not data.policies:
         raise ConfigError("there is nothing to report: no run has a result")
-    drawn = [
-        (picture, *(_draw(picture, data, theme) for theme in (LIGHT, DARK))) for picture in _pictures(data)
-    ]
+    pictures = _pictures(data)
     figures = [
-        figure_block(picture.title, picture.text, _uri(light), _uri(dark)) for picture, light, dark in drawn
+        figure_block(one.title, one.text, _uri(_draw(one, data, LIGHT)), _uri(_draw(one, data, DARK)))
+        for one in pictures
     ]
     html = page(title, [_headline(data), *figures, _simulated(data), _options(data), _failures(result)])
     path = folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for picture, light, _ in drawn:
-            (folder / f"{picture.name}.png").write_bytes(light)
+        for one in pictures:
+            (folder / f"{one.name}.png").write_bytes(_draw(one, data, LIGHT, titled=True))
         path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: the report can not be written: {error.strerror or error}") from error
@@ -108,7 +107,7 @@ def _pictures(data: Data) -> list[Picture]:
             "pareto",
             "Accuracy, time and energy",
             "Up and to the left is better. Larger points cost the device more joules a request; "
-            "a hollow point is beaten in all three by another.",
+            "a hollow point is beaten in all three by another policy (oracles, in grey, apart).",
             plots.pareto,
             3.4,
         ),
@@ -132,8 +131,11 @@ def _pictures(data: Data) -> list[Picture]:
     return found
 
 
-def _draw(picture: Picture, data: Data, theme: Theme) -> bytes:
-    with canvas(theme, picture.height) as figure:
+def _draw(picture: Picture, data: Data, theme: Theme, titled: bool = False) -> bytes:
+    """As a PNG; with its title inside where it stands alone."""
+    with canvas(theme, picture.height + 0.3 * titled) as figure:
+        if titled:
+            figure.suptitle(picture.title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
         picture.draw(figure, data, theme)
         return png(figure)
 

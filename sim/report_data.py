@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splitedge.sim.digest import Digest
-from splitedge.sim.grid import ORACLE, Run
+from splitedge.sim.grid import ORACLE, Run, is_oracle
 from splitedge.sim.intervals import Means, means
 from splitedge.sim.report_style import COLOURS, DASHES
 from splitedge.sim.sweep import SweepResult
@@ -32,18 +32,22 @@ class Data:
 
     @cached_property
     def policies(self) -> list[str]:
-        """All policies with a result, the best first, the oracle last."""
+        """All policies with a result, the best first, the oracles last."""
         done = {run.scenario.policy for run, _ in self.pairs()}
         named = [name for name in self.means.policies if name in done]
         share = {name: self.means.of("correct_in_time", name).mean for name in named}
-        return sorted(named, key=lambda name: (name == ORACLE, -share[name]))
+        return sorted(named, key=lambda name: (is_oracle(name), name == ORACLE, -share[name]))
 
     @property
     def shown(self) -> list[str]:
         """Those that are drawn."""
-        rest = [name for name in self.policies if name != ORACLE]
-        oracle = [name for name in self.policies if name == ORACLE]
-        return [*rest[: MOST_LINES - 1], *oracle]
+        oracles = [name for name in self.policies if is_oracle(name)]
+        return [*self.rest[: MOST_LINES - len(oracles)], *oracles]
+
+    @property
+    def rest(self) -> list[str]:
+        """Policies that know no more than a deployment would."""
+        return [name for name in self.policies if not is_oracle(name)]
 
     def pairs(self, policy: str | None = None) -> Iterator[tuple[Run, Digest]]:
         """Runs with a result."""
@@ -53,10 +57,9 @@ class Data:
 
     def line(self, policy: str) -> dict[str, Any]:
         """Colour and dashes of a policy, the same in every picture."""
-        if policy == ORACLE:
-            return {"color": "#888888", "linestyle": (0, (1, 1))}
-        rest = [name for name in self.policies if name != ORACLE]
-        i = rest.index(policy)
+        if is_oracle(policy):
+            return {"color": "#888888", "linestyle": (0, (1, 1)) if policy == ORACLE else (0, (4, 1, 1, 1))}
+        i = self.rest.index(policy)
         return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
 
     @cached_property

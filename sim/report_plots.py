@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from splitedge.policy import Route
 from splitedge.sim.digest import ENDS, PARTS, Digest
-from splitedge.sim.grid import ORACLE, Run, column
+from splitedge.sim.grid import ORACLE, Run, column, is_oracle
 from splitedge.sim.inputs import trace_of
 from splitedge.sim.intervals import pooled_latency
 from splitedge.sim.report_data import Data
@@ -25,24 +25,23 @@ def latency(figure: Any, data: Data, theme: Theme) -> None:
     pooled = {name: pooled_latency([one for _, one in data.pairs(name)]) for name in data.shown}
     answered = np.concatenate([values[np.isfinite(values)] for values in pooled.values()])
     right = _right_edge_ms(data, answered)
-    ends = []
     for name, values in pooled.items():
         share = np.arange(1, values.size + 1) / values.size
         ms = np.where(np.isfinite(values), values * 1e3, math.inf)
-        axis.step(np.append(ms, right), np.append(share, share[-1]), where="post", **data.line(name))
-        ends.append(Label(float((ms <= right).mean()), shorten(name), data.line(name)["color"]))
+        label = shorten(name)
+        axis.step(ms, share, where="post", label=label, **data.line(name))
     for deadline in data.deadlines_s:
         axis.axvline(1e3 * deadline, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 2)))
-    if len(data.deadlines_s) == 1:
-        note = f" deadline {1e3 * data.deadlines_s[0]:g} ms"
-        axis.text(1e3 * data.deadlines_s[0], 0.02, note, fontsize=8, rotation=90, va="bottom", ha="right")
+    for deadline in data.deadlines_s[:: max(1, len(data.deadlines_s) // 4)]:
+        note = f"deadline {1e3 * deadline:g} ms"
+        axis.text(1e3 * deadline, 0.03, note, fontsize=8, rotation=90, va="bottom", ha="right")
     axis.set_xlim(max(1e3 * float(answered.min(initial=1.0)) * 0.8, 0.01), right)
     axis.set_xscale("log")
     _plain_ticks(axis.xaxis)
     axis.set_ylim(0, 1.005)
     axis.set_ylabel("share of requests answered")
     axis.set_xlabel("time from request to answer, ms")
-    label_beside(axis, ends)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
 
 
 def routes(figure: Any, data: Data, theme: Theme) -> None:
@@ -87,7 +86,8 @@ def pareto(figure: Any, data: Data, theme: Theme) -> None:
     most = max((mj for _, _, mj in known.values()), default=0.0)
     for name, (ms, percent, mj) in known.items():
         colour = data.line(name)["color"]
-        beaten = any(_beats(other, (ms, percent, mj)) for other in known.values())
+        rivals = [known[other] for other in known if not is_oracle(other)]
+        beaten = not is_oracle(name) and any(_beats(rival, (ms, percent, mj)) for rival in rivals)
         size = 30.0 + 250.0 * (mj / most if most > 0.0 else 0.0)
         face = theme.paper if beaten else colour
         axis.scatter([ms], [percent], s=size, facecolor=face, edgecolor=colour, linewidth=1.4, zorder=3)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.settings import EngineSettings
+from splitedge.sim.device_classes import CLASSES
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,6 +63,8 @@ class DevicePart(Part):
     """The device.
 
     Attributes:
+        like: a named class of devices (`device_classes`), whose `slower` and `power` take the place of those
+            given here.
         slower: how many times longer than measured each stage takes: 1 is the machine of the profile.
         power: name of a power profile.
         battery_j: joules of a full battery; None is on mains.
@@ -71,6 +74,7 @@ class DevicePart(Part):
         shared_cell: whether they share the channel's capacity too.
     """
 
+    like: str | None = None
     slower: Positive = 1.0
     power: str = "none"
     battery_j: Positive | None = None
@@ -78,6 +82,17 @@ class DevicePart(Part):
     battery_interval_s: Positive = 30.0
     count: int = Field(default=1, ge=1, le=1_000_000)
     shared_cell: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_class(cls, data: Any) -> Any:
+        """Take over what the class says, so that `slower` and `power` hold whatever was named."""
+        like = data.get("like") if isinstance(data, dict) else None
+        if like is None:
+            return data
+        if like not in CLASSES:
+            raise ValueError(f"no class of devices '{like}'; there are {', '.join(CLASSES)}")
+        return {**data, "slower": CLASSES[like].slower, "power": CLASSES[like].power}
 
 
 class CloudPart(Part):
@@ -145,7 +160,8 @@ class Scenario(Part):
         policy: `name` or `name:argument`.
         mode: `exact` runs the daemon's engine object event by event; `fleet` runs the policies on arrays.
         seed: of arrivals, rows drawn and service times.
-        engine: the engine's settings, as an edge's configuration has them.
+        reasons: whether every row says in words why its route was taken (column `reason`); it is slower.
+        engine: the engine's settings, as an edge's configuration has them; `reasons` is the scenario's.
         link: how the engine estimates the link, likewise.
     """
 
@@ -154,6 +170,7 @@ class Scenario(Part):
     policy: str = "deadline"
     mode: Literal["exact", "fleet"] = "exact"
     seed: int = Field(default=0, ge=0)
+    reasons: bool = False
     device: DevicePart = DevicePart()
     cloud: CloudPart = CloudPart()
     work: WorkPart = WorkPart()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,10 +20,13 @@ from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
 from splitedge.errors import ConfigError
-from splitedge.sim.grid import ORACLE, full_key
+from splitedge.sim.grid import ORACLE, Sweep, SweepTable, find_traces, full_key, read_sweep
 from splitedge.sim.intervals import Interval, means
-from splitedge.sim.sweep import Column, SweepResult
+from splitedge.sim.report import write_report
+from splitedge.sim.scenario import Scenario
+from splitedge.sim.sweep import Column, SweepResult, run_sweep
 
+out = Console()
 err = Console(stderr=True)
 
 #: Failed runs named on the screen; the table names all.
@@ -40,6 +47,80 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[object]]:
             raise ConfigError(f"--sweep '{text}': write a key and its values, as policy=deadline,latency")
         axes.setdefault(full_key(key.strip()), []).extend(found)
     return axes
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A sweep as a file and flags ask for it; the scenario is still to come."""
+
+    axes: dict[str, list[object]]
+    seeds: int
+    name: str
+    executor: str
+    oracle: bool | None
+
+    @property
+    def first_trace(self) -> str | None:
+        """A trace for a scenario that names none of its own."""
+        traces = self.axes.get("channel.up")
+        return str(traces[0]) if traces else None
+
+
+def asked(
+    file: Path | None,
+    *,
+    axes: dict[str, list[object]],
+    traces: Sequence[str],
+    seeds: int | None,
+    name: str | None,
+    executor: str | None,
+    oracle: bool | None,
+) -> Asked | None:
+    """The sweep that a scenario's file and the flags ask for, the flags first; None where neither does.
+
+    Raises:
+        ConfigError: an axis is no key of a scenario, or a pattern names no trace.
+    """
+    table, found = read_sweep(file) if file is not None else (None, {})
+    given = {**found, **axes}
+    if traces:
+        given["channel.up"] = list(find_traces(traces))
+    if table is None and not given and seeds is None:
+        return None
+    table = table or SweepTable()
+    return Asked(
+        given,
+        table.seeds if seeds is None else seeds,
+        table.id if name is None else name,
+        table.executor if executor is None else executor,
+        table.oracle if oracle is None else oracle,
+    )
+
+
+def sweep(scenario: Scenario, asked: Asked, to: Path | None, report: Path | None, as_json: bool) -> None:
+    """Run it, write what was asked for, show the means. Exits with 1 if a run failed.
+
+    Raises:
+        SplitedgeError: nothing could be run, or the results can not be written.
+    """
+    wanted = Sweep(scenario, asked.axes, asked.seeds, asked.name, asked.oracle)
+    with progress_bar("sweep") as progress:
+        result = run_sweep(wanted, asked.executor, progress=progress)
+    name_failures(result)
+    done = len(result.failed) < len(result.runs)
+    files = list(save_table(result, to)) if to is not None else []
+    if report is not None and done:
+        files.append(write_report(result, report, f"Sweep '{asked.name}'"))
+    if as_json:
+        rows = [dict(zip(result.columns(), row, strict=True)) for row in _rows(result.columns())]
+        told = {"runs": len(result.runs), "failed": len(result.failed), "rows": rows}
+        sys.stdout.write(json.dumps({**told, "files": [str(path) for path in files]}) + "\n")
+    elif done:
+        out.print(score_table(result))
+        for path in files:
+            out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -96,10 +177,10 @@ def _rows(columns: dict[str, Column]) -> Iterator[list[object]]:
 def score_table(result: SweepResult) -> Table:
     """The policies' means for a terminal."""
     shown = means(result)
-    table = Table(title=f"{len(result.runs)} runs, means with 95% intervals", title_justify="left")
-    head = ("policy", "right in time, %", "regret, points", "in time, %", "right, %", "kB up", "mJ")
+    table = Table(title=f"{len(result.runs)} runs, means; ± to 95%", title_justify="left")
+    head = ("policy", "right in time, %", "regret", "in time", "right", "kB up", "mJ")
     for name in head:
-        table.add_column(name, justify="left" if name == "policy" else "right")
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=name != "policy")
     regret = shown.values.get("regret")
     for i, policy in enumerate(shown.policies):
         value = {name: intervals[i] for name, intervals in shown.values.items()}
@@ -116,7 +197,9 @@ def score_table(result: SweepResult) -> Table:
 
 
 def _percent(value: Interval) -> str:
-    return f"{100 * value.mean:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"
+    """The mean and the larger half of its interval."""
+    half = max(value.high - value.mean, value.mean - value.low)
+    return f"{100 * value.mean:.1f} ± {100 * half:.1f}"
 
 
 def name_failures(result: SweepResult) -> None:

@@ -1,6 +1,7 @@
 """A stand-in for the simulator: quick, of the right shape, the same for the same scenario and seed."""
 
 import numpy as np
+
 from splitedge.evaluation import Evaluation
 from splitedge.policy import Option, Route
 from splitedge.sim.inputs import trace_of
