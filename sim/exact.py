@@ -203,7 +203,7 @@ def links_of_device(scenario: Scenario, up: Trace, down: Trace, device: int) -> 
     rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
     start = start_s(scenario, device, up.duration_s)
     one, other = (
-        Channel(trace.capacity(way), rtt, part.buffer_kb * 1000, start, part.loop)
-        for trace, way in ((up, "up"), (down, "down"))
+        Channel(capacity, rtt, part.buffer_kb * 1000, start, part.loop)
+        for capacity in (up.capacity("up"), down.capacity("down"))
     )
     return Link(one), Link(other)

@@ -8,6 +8,7 @@ import math
 import zipfile
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,8 @@ def save(simulation: Simulation, folder: Path) -> tuple[Path, ...]:
             for row in zip(*lists, strict=True):
                 writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
         text = json.dumps({"schema": SCHEMA, **about})
-        np.savez_compressed(arrays, **{_ABOUT: np.array(text)}, **dict(simulation.columns))
+        members: dict[str, Any] = {_ABOUT: np.array(text), **simulation.columns}
+        np.savez_compressed(arrays, **members)
     except OSError as error:
         raise RecordError(f"can not write the simulation to '{folder}': {error.strerror or error}") from error
     return table, arrays

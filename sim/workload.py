@@ -40,7 +40,8 @@ def read_arrivals(path: Path) -> Floats:
         times = np.sort(read_records(path)["t_s"].astype(np.float64))
         if not times.size:
             raise RecordError(f"{path}: no request is recorded in it")
-        return times - times[0]
+        since: Floats = times - times[0]
+        return since
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RecordError(f"{path}: more than {MAX_BYTES >> 20} MiB; no file of arrivals is that large")

@@ -85,8 +85,15 @@ class Evaluation:
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
                 if "evidence" in data:
                     evidence = _EVIDENCE.validate_json(str(data["evidence"]))
-                arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
-                found = cls(names, *arrays, table, evidence)
+                found = cls(
+                    names,
+                    data["correct"],
+                    data["confidence"],
+                    data["nbytes"],
+                    data["labels"],
+                    table,
+                    evidence,
+                )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
