@@ -74,9 +74,10 @@ class Designs:
 
 def _columns(values: Sequence[Any]) -> Array:
     """(options, N) from a scalar or an array (N,) of each option."""
-    shape = np.broadcast_shapes((1,), *(np.shape(v) for v in values if isinstance(v, np.ndarray)))
-    if shape == (1,):
+    shapes = [value.shape for value in values if isinstance(value, np.ndarray)]
+    if not shapes:
         return np.array(values).reshape(-1, 1)
+    shape = np.broadcast_shapes((1,), *shapes)
     return np.array([np.broadcast_to(value, shape) for value in values])
 
 

@@ -143,7 +143,7 @@ class Spinn(Policy):
         latency = designs.expected([latency_mean(option, obs) for option in options])
         reach = designs.at_end([within_reach(obs, option.remote) for option in options])
         latency = np.where(reach, latency, math.inf)
-        good = latency <= obs.deadline_s
+        good = reach & (latency <= obs.deadline_s)
         costs = {
             "accuracy": 1.0 - designs.accuracy[:, None],
             "latency": latency,
@@ -162,8 +162,8 @@ class Spinn(Policy):
         total: Array = np.zeros(good.shape)
         for name, weight in self.weights.items():
             if weight:
-                greatest = np.where(good, costs[name], 0.0).max(axis=0)
-                total = total + weight * (costs[name] / np.maximum(greatest, _TINY))
+                cost = np.where(good, costs[name], 0.0)
+                total = total + weight * (cost / np.maximum(cost.max(axis=0), _TINY))
         return np.where(good, total, math.inf)
 
     def _ordered(self, costs: dict[str, Array], good: Array) -> Array:

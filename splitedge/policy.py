@@ -243,6 +243,8 @@ class Policy(ABC):
     name: ClassVar[str]
     #: Routes without which the policy makes no sense; `check` refuses a deployment that lacks them.
     needs: ClassVar[frozenset[Route]] = frozenset()
+    #: Whether `Observation.features` shall be filled; they are computed for no policy that does not ask.
+    wants_features: bool = False
     #: The policy that a wrapper asks; None for one that decides by itself.
     inner: Policy | None = None
 
