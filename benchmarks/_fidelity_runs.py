@@ -76,7 +76,7 @@ class Bench:
         )
         strategy = Strategy(policy, self.made.bundle, policy)
         (row,) = asyncio.run(compare([strategy], stream, channels, self.keys, self.work, power=POWER))
-        table: Table = dict(read_records(self.work / "records-0.jsonl"))
+        table: Table = dict(read_records(self.work / "records-0.jsonl").columns)
         order = np.argsort(table["t_s"], kind="stable")
         table = {name: values[order] for name, values in table.items()}
         table["t_s"] = table["t_s"] - row.link_at_s

@@ -88,7 +88,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def planned(args: argparse.Namespace, folder: Path) -> Plan:
     """Deployment, channels and policies; what can not work is left out, and why is said."""
     if args.quick:
-        evaluation = small(folder / "digits-deployment").evaluation
+        evaluation = small(args.deployment or folder / "digits-deployment").evaluation
         channels = [_synthetic(i, folder) for i in range(2)]
     else:
         evaluation = cifar(args.deployment or folder / "cifar-deployment").evaluation
