@@ -69,7 +69,8 @@ class Designs:
 
     def at_end(self, values: Sequence[Any]) -> Array:
         """The value of each pair's end: (pairs, N), N = 1 for scalars."""
-        return _columns(values)[self.end]
+        found: Array = _columns(values)[self.end]
+        return found
 
 
 def _columns(values: Sequence[Any]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -24,7 +25,7 @@ from splitedge.policy_argument import read_argument
 from splitedge.record import Record
 from splitedge.registry import lookup
 
-_AGREES, _HOLDS, _UNSURE = 0, 1, 2
+_AGREES, _HOLDS, _UNSURE, _GOES_ON = 0, 1, 2, 3
 
 
 class Kept(NamedTuple):
@@ -75,10 +76,8 @@ class Ensemble(Policy):
             raise PolicyError(f"policy 'ensemble': 'hold' must be at least 0 seconds, got {hold}")
         if not 0.0 <= margin < 1.0:
             raise PolicyError(f"policy 'ensemble': the margin must be in [0, 1), got {margin}")
-        if isinstance(policy, str):
-            name, _, argument = policy.partition(":")
-            policy = lookup(GROUP, name).parse(argument or None)
-        self.inner: Policy = policy
+        self.inner: Policy = _made(policy)
+        self.wants_features = bool(getattr(self.inner, "wants_features", False))
         self.hold = hold
         self.margin = margin
         self._shape: tuple[int, ...] | None = None
@@ -146,6 +145,8 @@ class Ensemble(Policy):
         late = f"({1e3 * latency_q95(option, obs):.1f} ms at the 95th percentile)"
         if why.code == _HOLDS:
             return f"{wants} {late}: the way last changed {why.since_s:.1f} s ago"
+        if why.code == _GOES_ON:
+            return f"{wants} {late}: what exit {obs.exit} is not sure of goes the way of the last arrival"
         return f"{wants} {late}: it would not if the link were {self.margin:.0%} better or worse"
 
     # The rule -----------------------------------------------------------------------------------------
@@ -160,10 +161,14 @@ class Ensemble(Policy):
         return lost | ((held_s > obs.deadline_s) & (in_time | faster))
 
     def _clearly(self, obs: Observation, held: Any) -> Any:
-        """Whether the guarded policy leaves the way kept on a link that is `margin` worse, and better."""
+        """Whether the guarded policy leaves the way kept on a link that is `margin` worse, and better.
+
+        Copies of it are asked, so that one with a history sees each request once and as it was.
+        """
         clearly: Any = True
         for rate in (1.0 - self.margin, 1.0 / (1.0 - self.margin)):
-            option = self.inner.decide(_scaled(obs, rate)).option
+            asked = copy.deepcopy(self.inner, {id(obs.options): obs.options})
+            option = asked.decide(_scaled(obs, rate)).option
             clearly = clearly & (self._ways[option] != self._ways[held])
         return clearly
 
@@ -174,8 +179,17 @@ class Ensemble(Policy):
         goes_on = np.logical_not(done[wanted.option] | done[held])
         leaves = self._ways[held] != self._ways[wanted.option]
         keeps = goes_on & leaves & np.logical_not(self._must(obs, held, wanted.option))
-        why = Kept(where(keeps, _HOLDS, _AGREES), wanted.option, wanted.why, obs.t_s - self._since)
+        why = Kept(where(keeps, _GOES_ON, _AGREES), wanted.option, wanted.why, obs.t_s - self._since)
         return Decision(where(keeps, held, wanted.option), why)
+
+
+def _made(policy: Policy | str) -> Policy:
+    """The policy to guard, not yet checked against a deployment."""
+    if isinstance(policy, Policy):
+        return policy
+    name, _, argument = policy.partition(":")
+    made: Policy = lookup(GROUP, name).parse(argument or None)
+    return made
 
 
 def _ways(options: tuple[Option, ...]) -> Any:
@@ -219,5 +233,5 @@ def _shape(obs: Observation, wanted: Decision) -> tuple[int, ...]:
     numbers = (wanted.option, obs.goodput.mean, obs.rtt.mean, obs.link_up, obs.deadline_s, obs.t_s)
     for number in numbers:
         if isinstance(number, np.ndarray) and number.ndim:
-            return number.shape
+            return tuple(number.shape)
     return ()

@@ -40,10 +40,11 @@ class ExitShares:
     @classmethod
     def assumed(cls, accuracy: float) -> ExitShares:
         """A Beta distribution whose mean is the exit's accuracy, until confidences are known."""
-        mean = min(max(accuracy, 0.01), 0.99)
-        x = (np.arange(_GRID) + 0.5) / _GRID
-        density = x ** (_ASSUMED * mean - 1.0) * (1.0 - x) ** (_ASSUMED * (1.0 - mean) - 1.0)
-        total = np.cumsum(density)
+        mean = min(max(accuracy, 0.05), 0.95)
+        angle = (np.arange(_GRID) + 0.5) / _GRID * np.pi / 2  # x = sin^2: the density has poles at both ends
+        x = np.sin(angle) ** 2
+        a, b = _ASSUMED * mean, _ASSUMED * (1.0 - mean)
+        total = np.cumsum(np.sin(angle) ** (2.0 * a - 1.0) * np.cos(angle) ** (2.0 * b - 1.0))
         levels = (np.arange(_GRID) + 0.5) / _GRID * total[-1]
         return cls(x[np.minimum(np.searchsorted(total, levels), _GRID - 1)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def scout(obs: Observation, best: Any, due: Any, worth: Sequence[Any], floor: An
         floor: worth that a scout must be above.
         scout_s: seconds; inf for never.
     """
-    due = due & within_reach(obs, True) & (obs.unsent_s >= scout_s)
+    due = due & within_reach(obs, True) & (obs.unsent_s >= scout_s) & (scout_s < math.inf)
     found: Any = -1
     for i, option in enumerate(obs.options):
         if not option.remote:

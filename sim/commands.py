@@ -1,5 +1,5 @@
-"""The verbs `splitedge link`, `splitedge trace` and `splitedge demo`, found by the core's command line
-through the entry-point group `splitedge.commands`.
+"""The verbs `splitedge link`, `splitedge trace` (in `trace_commands.py`) and `splitedge demo`, found by the
+core's command line through the entry-point group `splitedge.commands`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,19 +21,18 @@ from rich.live import Live
 from rich.table import Table
 
 from splitedge.errors import ConfigError
+from splitedge.sim.trace_commands import trace as trace
 
 if TYPE_CHECKING:
     from splitedge.sim.scenario import ChannelPart
 
-out = Console()
 err = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
-TraceFile = Annotated[Path, typer.Argument(help="Mahimahi or CSV trace, also .gz.")]
 
 
 def link(
-    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink: Mahimahi or CSV.")],
+    trace: Annotated[Path, typer.Option(help="Trace of the channel or of its uplink, of any format.")],
     to: Annotated[str, typer.Option(help="Where to pass bytes on to: the cloud, tcp://host:port.")],
     listen: Annotated[
         str, typer.Option(help="Where the edge connects instead of the cloud.")
@@ -50,6 +48,10 @@ def link(
         bool, typer.Option("--loop/--no-loop", help="Begin again at the end of the trace, or exit there.")
     ] = True,
     start_s: Annotated[float, typer.Option(help="Where in the trace to begin, seconds.", min=0.0)] = 0.0,
+    down_start_s: Annotated[
+        float | None,
+        typer.Option(help="Where the downlink begins in its trace; default: as the uplink.", min=0.0),
+    ] = None,
     buffer_kb: Annotated[int, typer.Option(help="Queue in each direction, kB.", min=1)] = 256,
     cut: Annotated[
         list[str] | None,
@@ -90,6 +92,7 @@ def link(
         down=down_trace,
         rtt_ms=rtt_ms,
         start_s=start_s,
+        down_start_s=down_start_s,
         loop=loop,
         buffer_kb=buffer_kb,
         cuts=tuple(_interval("--cut", text) for text in cut or []),
@@ -184,117 +187,6 @@ def _interval(option: str, text: str) -> tuple[float, float]:
     if not 0.0 <= first < last < math.inf:
         raise ConfigError(f"{option} '{text}': write two growing numbers of seconds as A-B, say 20-25")
     return first, last
-
-
-# Traces ---------------------------------------------------------------------------------------------
-
-
-class Way(StrEnum):
-    """The two directions of a channel."""
-
-    UP = "up"
-    DOWN = "down"
-
-
-trace = typer.Typer(help="Look at, make and convert channel traces.", no_args_is_help=True)
-
-
-_ROWS = {
-    "mean": "mean",
-    "min": "low",
-    "5%": "p5",
-    "median": "p50",
-    "95%": "p95",
-    "max": "high",
-    "share of time at 0": "zero_share",
-    "longest time at 0, s": "longest_zero_s",
-    "samples or packets": "samples",
-}
-
-
-@trace.command()
-def info(path: TraceFile, as_json: Json = False) -> None:
-    """Show what a trace holds: capacity and RTT with quantiles and outages.
-
-    [bold]Example[/bold]: splitedge trace info lte.csv
-    """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.traces import summarise
-
-    read = read_trace(path)
-    parts = {"up": read.up, "down": read.down, "rtt": read.rtt}
-    if read.up is read.down:
-        parts = {"both ways": read.up, "rtt": read.rtt}
-    numbers = {name: summarise(part) for name, part in parts.items() if part is not None}
-    if as_json:
-        summary = {name.replace(" ", "_"): asdict(number) for name, number in numbers.items()}
-        sys.stdout.write(json.dumps({"source": read.source, "kind": read.kind, **summary}) + "\n")
-        return
-    table = Table(title=f"{path}  ({read.kind}, {read.duration_s:g} s)", title_justify="left")
-    table.add_column("")
-    for name in numbers:
-        table.add_column(f"{name}, {'ms' if name == 'rtt' else 'Mbit/s'}", justify="right")
-    for label, attribute in _ROWS.items():
-        table.add_row(label, *(f"{getattr(number, attribute):.4g}" for number in numbers.values()))
-    out.print(table)
-
-
-@trace.command()
-def plot(
-    path: TraceFile,
-    to: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("trace.png"),
-) -> None:
-    """Draw capacity and RTT over time to a PNG (needs the extra 'sim').
-
-    [bold]Example[/bold]: splitedge trace plot lte.csv --out lte.png
-    """
-    from splitedge.sim.formats import read_trace
-    from splitedge.sim.plots import plot_trace
-
-    plot_trace(read_trace(path), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
-
-
-@trace.command()
-def synth(
-    to: Annotated[Path, typer.Argument(help="CSV to write.")],
-    seconds: Annotated[float, typer.Option(help="Length.", min=0.1)] = 300.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same trace.", min=0)] = 0,
-    up_mbps: Annotated[float, typer.Option(help="Median uplink in good coverage.", min=0.001)] = 6.0,
-    down_mbps: Annotated[float, typer.Option(help="Median downlink in good coverage.", min=0.001)] = 12.0,
-    rtt_ms: Annotated[float, typer.Option(help="RTT without queueing in good coverage.", min=0.0)] = 45.0,
-) -> None:
-    """Make an LTE-like trace: changing coverage, fading and short outages (see docs/channels.md).
-
-    [bold]Example[/bold]: splitedge trace synth lte.csv --seconds 120 --seed 7
-    """
-    from splitedge.sim.formats import write_csv
-    from splitedge.sim.synth import LteLike, lte_like
-
-    parameters = LteLike(up_mbps=up_mbps, down_mbps=down_mbps, rtt_s=rtt_ms / 1e3)
-    write_csv(lte_like(seconds, seed, parameters), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
-
-
-@trace.command()
-def convert(
-    path: TraceFile,
-    to: Annotated[Path, typer.Argument(help="File to write: .csv gives CSV, anything else Mahimahi.")],
-    direction: Annotated[Way, typer.Option(help="Which direction to write to a Mahimahi file.")] = Way.UP,
-    bin_s: Annotated[float, typer.Option(help="Bin of a CSV made from packets, seconds.", min=0.001)] = 0.1,
-) -> None:
-    """Convert between Mahimahi (one direction, packet opportunities) and CSV (rates).
-
-    [bold]Example[/bold]: splitedge trace convert lte.csv lte.up --direction up
-    """
-    from splitedge.sim.formats import read_trace, write_csv, write_mahimahi
-
-    read = read_trace(path)
-    if to.suffix == ".csv":
-        write_csv(read, to, bin_s)
-    else:
-        write_mahimahi(read.capacity("up" if direction is Way.UP else "down"), to)
-    out.print(f"wrote {to}", highlight=False, soft_wrap=True)
 
 
 def demo(as_json: Json = False) -> None:

@@ -37,6 +37,8 @@ from splitedge.sim.medium import Medium
 CHUNK = 8192
 #: Bytes that travel as one: a packet. A message's last byte waits at most for this much behind it.
 PIECE = 1500
+#: Bytes looked at to see what follows a chunk: enough to know whether a lost packet is a burst's tail.
+AHEAD = CHUNK + FOLLOWERS * PIECE
 #: Pieces due this close together are written at once, at the time of the last: never early.
 GRAIN_S = 0.25e-3
 #: Kernel buffers are kept small, or they would hide the queue from the sender.
@@ -133,13 +135,14 @@ class _Way:
         while (left := when - self.now()) > 0.0:
             await asyncio.sleep(min(left, 3600.0))
 
-    async def take(self, chunk: bytes) -> list[tuple[float, memoryview]]:
-        """Queue a chunk as soon as the buffer has room; its pieces with their times of arrival."""
+    async def take(self, chunk: bytes, behind: int) -> list[tuple[float, memoryview]]:
+        """Queue a chunk as soon as the buffer has room; its pieces with their times of arrival.
+
+        `behind` bytes of the same burst are at hand already (as many as matter to the link).
+        """
         async with self.turn:
             await self.sleep_until(self.link.room_at(self.now(), len(chunk)))
             now, view = self.now(), memoryview(chunk)
-            # A full chunk has more behind it: the last packets of the burst are not among its own.
-            behind = FOLLOWERS * PIECE if len(chunk) == CHUNK else 0
             timed = []
             for at in range(0, len(view), PIECE):
                 piece = view[at : at + PIECE]
@@ -189,12 +192,24 @@ class _Pump:
         return sum(len(piece) for _, piece in self._queue)
 
     async def read(self) -> None:
-        while chunk := await self._source.read(CHUNK):
-            self._queue.extend(await self._way.take(chunk))
-            self._more.set()
-            await self._flowing.wait()
+        while ahead := await self._source.read(AHEAD):
+            while ahead:
+                chunk, ahead = ahead[:CHUNK], ahead[CHUNK:]
+                self._queue.extend(await self._way.take(chunk, len(ahead)))
+                self._more.set()
+                await self._flowing.wait()
+                if ahead:
+                    ahead += await self._at_once(AHEAD - len(ahead))
         self._ended = True
         self._more.set()
+
+    async def _at_once(self, most: int) -> bytes:
+        """What more is here already, up to `most` bytes."""
+        try:
+            async with asyncio.timeout(0):
+                return await self._source.read(most)
+        except TimeoutError:
+            return b""
 
     async def write(self) -> None:
         while True:

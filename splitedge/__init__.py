@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from splitedge.evaluation import Evaluation
     from splitedge.filtering import Filter
     from splitedge.fitting import FitReport
+    from splitedge.llm.deployment import LanguageDeployment
     from splitedge.result import Result
 
 _LAZY = {
@@ -49,6 +50,7 @@ _LAZY = {
     "Evaluation": "splitedge.evaluation",
     "Filter": "splitedge.filtering",
     "FitReport": "splitedge.fitting",
+    "LanguageDeployment": "splitedge.llm.deployment",
     "Result": "splitedge.result",
     "deploy": "splitedge.assemble",
     "load": "splitedge.deployment",
@@ -68,6 +70,7 @@ __all__ = [
     "Evaluation",
     "Filter",
     "FitReport",
+    "LanguageDeployment",
     "LinkDown",
     "LinkError",
     "MissingExtra",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from torch import nn
@@ -26,12 +26,16 @@ from splitedge.segments import Local
 from splitedge.settings import EngineSettings
 from splitedge.tails import Tails, check_tails, with_tails
 
+if TYPE_CHECKING:
+    from splitedge.llm.deployment import LanguageDeployment, Tokenizer
+
 CODEC = Default("bottleneck")
 WEBP = Default("webp")
 BY_HAND = "by-hand"
 PROFILE_S = 1.0
 
 
+@overload
 def deploy(
     model: nn.Module | None = None,
     example_inputs: Any = None,
@@ -54,7 +58,50 @@ def deploy(
     power: str = "none",
     device: str = "cpu",
     effort: Effort | None = None,
-) -> Deployment:
+) -> Deployment: ...
+
+
+@overload
+def deploy(
+    model: nn.Module,
+    *,
+    tokenizer: Tokenizer,
+    local: nn.Module | None = None,
+    cut: int | None = None,
+    exits: Sequence[int] = (),
+    codec: str = "ids",
+    context: int | None = None,
+    cloud: str | None = None,
+    keys: Path | str | None = None,
+    power: str = "none",
+) -> LanguageDeployment: ...
+
+
+def deploy(
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
+    *,
+    exits: Sequence[str] | Sequence[int] | str = (),
+    local: nn.Module | None = None,
+    codec: CodecLike = CODEC,
+    input_codec: CodecLike | None = WEBP,
+    policy: str | Policy = "deadline",
+    cut: str | Sequence[str] | int | None = "auto",
+    cloud: str | None = None,
+    keys: Path | str | None = None,
+    head: nn.Module | None = None,
+    tail: nn.Module | None = None,
+    tails: Mapping[str, nn.Module] | None = None,
+    edge_speed: float = 1.0,
+    cloud_speed: float | None = None,
+    records: Path | str | None = None,
+    settings: EngineSettings | None = None,
+    power: str = "none",
+    device: str = "cpu",
+    effort: Effort | None = None,
+    tokenizer: Tokenizer | None = None,
+    context: int | None = None,
+) -> Deployment | LanguageDeployment:
     """Divide a model between this device and a cloud, ready to answer.
 
     Every stage is run on the example to measure its seconds and real framed bytes: give a few typical
@@ -91,6 +138,10 @@ def deploy(
         device: where the halves in this process answer: `cpu`, `cuda`, `cuda:1` or `auto`. Stages are
             measured, exits trained and bundles saved on the CPU.
         effort: how much to measure.
+        tokenizer: makes it a language model's deployment (`splitedge.llm.deployment.deploy_language` tells
+            the arguments): no example inputs then, `exits` and `cut` count blocks, `codec` is `ids` or one
+            of hidden states.
+        context: of a language model: most tokens of prompt and answer together.
 
     Raises:
         PartitionError: the model can not be captured, or has no such cut or module.
@@ -98,9 +149,22 @@ def deploy(
         CodecError: a codec that was asked for can not work on the tensors.
         PolicyError: the policy needs a route that this deployment lacks.
     """
+    if tokenizer is not None:
+        given = {"example_inputs": example_inputs, "head": head, "tail": tail, "tails": tails}
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong or model is None:
+            raise ConfigError(f"a language model is deployed whole and without {', '.join(wrong) or 'None'}")
+        return _language(model, tokenizer, local, cut, exits, codec, context, cloud, keys, power)
     if example_inputs is None:
-        raise ConfigError("deploy needs example_inputs: a typical batch, as the model takes it")
-    paths = (exits,) if isinstance(exits, str) else tuple(exits)
+        raise ConfigError(
+            "deploy needs example_inputs: a typical batch, as the model takes it (or tokenizer=, for a "
+            "language model)"
+        )
+    if isinstance(cut, int) or cut is None or any(isinstance(path, int) for path in exits):
+        raise ConfigError(
+            "cuts and exits are named by module path ('layer2'); numbers are a language model's"
+        )
+    paths = (exits,) if isinstance(exits, str) else tuple(str(path) for path in exits)
     coded_input = None if input_codec is None else choose(input_codec)
     by_cut = codec if isinstance(codec, Mapping) else {}
     if by_cut:
@@ -166,6 +230,33 @@ def _one_tail(tail: nn.Module | None, tails: Mapping[str, nn.Module] | None) -> 
         return tail
     check_tails(tails)
     return Tails(tails)
+
+
+def _language(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    local: nn.Module | None,
+    cut: object,
+    exits: Sequence[object],
+    codec: CodecLike,
+    context: int | None,
+    cloud: str | None,
+    keys: Path | str | None,
+    power: str,
+) -> LanguageDeployment:
+    from splitedge.llm.deployment import IDS, deploy_language
+
+    at = None if cut == "auto" else cut
+    depths = [depth for depth in exits if isinstance(depth, int)]
+    if not (at is None or isinstance(at, int)) or len(depths) < len(exits):
+        raise ConfigError(f"cut and exits of a language model count blocks, got {cut!r} and {list(exits)}")
+    name = IDS if codec is CODEC else codec
+    if not isinstance(name, str):
+        raise ConfigError("the codec of a language model is named: 'ids', 'fp32', 'fp16', 'int8' or 'int4'")
+    return deploy_language(
+        model, tokenizer, local=local, cut=at, exits=depths, codec=name, context=context, cloud=cloud,
+        keys=keys, power=power,
+    )  # fmt: skip
 
 
 def _by_hand(

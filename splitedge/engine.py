@@ -221,6 +221,8 @@ class Engine(RemoteSide):
             now - self._uplink_at,
             now,
             r.features,
+            power.tail_w,
+            power.tail_s,
         )
 
     def _ask(self, r: Request, obs: Observation) -> int:

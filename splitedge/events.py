@@ -114,6 +114,7 @@ class Refusal(StrEnum):
     FAILED = "failed"  # the tail raised
     UNKNOWN = "unknown"  # no such bundle, cut or codec there
     BAD = "bad"  # the request was refused as malformed
+    NEED = "need"  # a context is not what the ask says; the message is how many tokens of it are here
 
 
 @dataclass(slots=True)

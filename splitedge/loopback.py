@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from splitedge.cloud.desk import LanguageHalf
 from splitedge.cloud.host import CloudHost
 from splitedge.cloud.settings import ServerSettings
 from splitedge.edge.link import Frames, LinkState, OnMessage, OnState
@@ -35,12 +36,20 @@ class Loopback:
     """An `edge.link.Link` whose other end is a `CloudHost` on the same event loop.
 
     Args:
-        model: the cloud's half.
+        model: the cloud's half; None for none.
         settings: of the in-process server; its sockets are not used.
+        language: a language model's half, in place of it or beside it.
     """
 
-    def __init__(self, model: CloudModel, settings: ServerSettings | None = None) -> None:
-        self.host = CloudHost([model], settings or APART, self._reply)
+    def __init__(
+        self,
+        model: CloudModel | None,
+        settings: ServerSettings | None = None,
+        language: LanguageHalf | None = None,
+    ) -> None:
+        models = [] if model is None else [model]
+        languages = [] if language is None else [language]
+        self.host = CloudHost(models, settings or APART, self._reply, languages=languages)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None

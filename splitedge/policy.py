@@ -149,6 +149,8 @@ class Observation(NamedTuple):
     unsent_s: Number = 0.0  # seconds since a request was last sent; inf if none was
     t_s: Number = 0.0  # seconds of the shell's clock, for policies that keep a history
     features: Any = None  # cheap features of the input, shape (F,) or (N, F); None where none are taken
+    tail_w: Number = 0.0  # watts above sleep of a radio that stays awake after a transfer ...
+    tail_s: Number = 0.0  # ... for so many seconds
 
 
 class Decision(NamedTuple):
@@ -208,12 +210,20 @@ def latency_hoped(option: Option, obs: Observation) -> Number:
 
 
 def joules(option: Option, obs: Observation) -> Number:
-    """Predicted joules the device spends on `option` from now on, idle power not counted."""
+    """Predicted joules the device spends on `option` from now on, idle power not counted: compute, bits, and
+    the time by which a transfer keeps the radio awake longer (a whole tail for one that sleeps).
+    """
     compute = edge_left(option, obs, option.edge_s) * obs.rows * obs.joules_per_edge_s
     if not option.remote:
         return compute
     up = option.bytes_up * 8.0 * obs.rows * obs.joules_per_bit_up
-    return compute + up + option.bytes_down * 8.0 * obs.rows * obs.joules_per_bit_down
+    return compute + up + option.bytes_down * 8.0 * obs.rows * obs.joules_per_bit_down + _tail(obs)
+
+
+def _tail(obs: Observation) -> Number:
+    if isinstance(obs.tail_w, float) and not obs.tail_w:
+        return 0.0
+    return obs.tail_w * where(obs.unsent_s < obs.tail_s, obs.unsent_s, obs.tail_s)
 
 
 def accuracy(option: Option, obs: Observation) -> Number:

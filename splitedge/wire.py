@@ -28,6 +28,9 @@ MAX_HEADER = 64 * 1024
 INLINE = 32768  # bytes in one header; a frame of its own costs about 40 bytes and 20 µs under CURVE
 MAX_FIELDS = 1024  # of the header's flat array
 
+MAX_DRAFTS = 256  # tokens verified by one ask
+MAX_STOPS = 64  # ids that end a text
+
 U16, U32, U64 = 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
 #: Dtypes a reply may carry; the code on the wire is the index. Append only.
@@ -165,7 +168,86 @@ class Pong:
     sent_ns: int
 
 
-Message = Hello | Welcome | Infer | Reply | Refuse | Cancel | Ping | Pong
+@dataclass(slots=True)
+class Ask:
+    """Edge to cloud: go on with a context of a language model. Safe to repeat: the cloud keeps the first
+    `start` tokens it has if their rolling hash is `before`, forgets what lies behind, and takes these.
+
+    Attributes:
+        request, attempt, lane, deadline_ms: as in `Infer`.
+        context: the edge's number of the context.
+        epoch: raised by the edge whenever it takes tokens back; older asks are dropped.
+        start: tokens before those of this message.
+        before: rolling hash of their payload rows (`splitedge.llm.hashing`).
+        count: tokens of this message, drafts included.
+        drafts: how many at its end are drafts to be verified.
+        want: tokens asked for behind them; 0 for none (only keep these).
+        temperature, top_p: in millionths; 0 is greedy.
+        top_k: 0 for all.
+        seed: of the noise by which tokens are drawn.
+        stops: ids that end the text.
+        payload: the tokens as the lane's codec writes them: ids (int32, little-endian), or a row of hidden
+            state at its cut for each.
+        ids: the same tokens' ids where the payload holds hidden states and the cloud may know them (it
+            must where drafts are to be verified); else empty.
+    """
+
+    request: int
+    attempt: int
+    lane: int
+    deadline_ms: int
+    context: int
+    epoch: int
+    start: int
+    before: int
+    count: int
+    drafts: int
+    want: int
+    temperature: int
+    top_p: int
+    top_k: int
+    seed: int
+    stops: tuple[int, ...]
+    payload: bytes | memoryview
+    ids: bytes | memoryview = b""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of the payload."""
+        return memoryview(self.payload).nbytes
+
+
+@dataclass(slots=True)
+class Tell:
+    """Cloud to edge: tokens of a context; one `Ask` may be answered by several, the last with `last`.
+
+    Attributes:
+        request, attempt, received_ns, sent_ns: as in `Reply`.
+        context, epoch: of the ask.
+        start: number of the first token told, counted from the beginning of the context.
+        accepted: drafts that were right; the first told token stands behind them.
+        last: 1 where nothing more comes, else 0.
+        queue_ns, compute_ns: waited and computed since the tell before.
+        ids: tokens, int32 little-endian.
+        confidence: of each, probability in 65535ths, uint16 little-endian; empty where not asked for.
+    """
+
+    request: int
+    attempt: int
+    received_ns: int
+    sent_ns: int
+    context: int
+    epoch: int
+    start: int
+    accepted: int
+    last: int
+    queue_ns: int
+    compute_ns: int
+    ids: bytes | memoryview
+    confidence: bytes | memoryview = b""
+
+
+Message = Hello | Welcome | Infer | Reply | Refuse | Cancel | Ping | Pong | Ask | Tell
 
 
 def framed_bytes(frames: Sequence[bytes | memoryview | zmq.Frame], *, encrypted: bool = True) -> int:
@@ -271,6 +353,20 @@ def _write_pong(m: Pong, fields: list[Any], frames: list[bytes | memoryview]) ->
     fields += (m.token, m.received_ns, m.sent_ns)
 
 
+def _write_ask(m: Ask, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.request, m.attempt, m.lane, m.deadline_ms, m.context, m.epoch, m.start, m.before)
+    fields += (m.count, m.drafts, m.want, m.temperature, m.top_p, m.top_k, m.seed, len(m.stops), *m.stops)
+    _put(m.payload, fields, frames)
+    _put(m.ids, fields, frames)
+
+
+def _write_tell(m: Tell, fields: list[Any], frames: list[bytes | memoryview]) -> None:
+    fields += (m.request, m.attempt, m.received_ns, m.sent_ns, m.context, m.epoch, m.start, m.accepted)
+    fields += (m.last, m.queue_ns, m.compute_ns)
+    _put(m.ids, fields, frames)
+    _put(m.confidence, fields, frames)
+
+
 _WRITERS: dict[type, tuple[int, Callable[[Any, list[Any], list[bytes | memoryview]], None]]] = {
     Hello: (0, _write_hello),
     Welcome: (1, _write_welcome),
@@ -280,6 +376,8 @@ _WRITERS: dict[type, tuple[int, Callable[[Any, list[Any], list[bytes | memoryvie
     Cancel: (5, _write_cancel),
     Ping: (6, _write_ping),
     Pong: (7, _write_pong),
+    Ask: (8, _write_ask),
+    Tell: (9, _write_tell),
 }
 
 
@@ -492,6 +590,55 @@ def _read_pong(f: _Fields) -> Pong:
     return Pong(f.uint("token", U64), f.uint("received_ns", U64), f.uint("sent_ns", U64))
 
 
+def _read_ask(f: _Fields) -> Ask:
+    ask = Ask(
+        f.uint("request", U64),
+        f.uint("attempt", U16),
+        f.uint("lane", U16),
+        f.uint("deadline_ms", U32),
+        f.uint("context", U64),
+        f.uint("epoch", U32),
+        f.uint("start", U32),
+        f.uint("before", U64),
+        count := f.uint("count", U16, 1),
+        f.uint("drafts", min(count, MAX_DRAFTS)),
+        f.uint("want", U16),
+        f.uint("temperature", 100_000_000),
+        f.uint("top_p", 1_000_000),
+        f.uint("top_k", U32),
+        f.uint("seed", U64),
+        tuple(f.uint("stop", U32) for _ in range(f.uint("stops", MAX_STOPS))),
+        f.buffer("payload"),
+        ids := f.buffer("ids"),
+    )
+    if ids.nbytes not in (0, 4 * count):
+        raise WireError(f"'ids' of {count} tokens must be empty or {4 * count} bytes, got {ids.nbytes}")
+    return ask
+
+
+def _read_tell(f: _Fields) -> Tell:
+    tell = Tell(
+        f.uint("request", U64),
+        f.uint("attempt", U16),
+        f.uint("received_ns", U64),
+        f.uint("sent_ns", U64),
+        f.uint("context", U64),
+        f.uint("epoch", U32),
+        f.uint("start", U32),
+        f.uint("accepted", U16),
+        f.uint("last", 1),
+        f.uint("queue_ns", U64),
+        f.uint("compute_ns", U64),
+        ids := f.buffer("ids"),
+        confidence := f.buffer("confidence"),
+    )
+    if ids.nbytes % 4 or ids.nbytes > 4 * U16:
+        raise WireError(f"'ids' must be at most {U16} numbers of 4 bytes, got {ids.nbytes} bytes")
+    if confidence.nbytes not in (0, ids.nbytes // 2):
+        raise WireError(f"'confidence' of {ids.nbytes // 4} tokens has {confidence.nbytes} bytes")
+    return tell
+
+
 _READERS: tuple[Callable[[_Fields], Message], ...] = (
     _read_hello,
     _read_welcome,
@@ -501,4 +648,6 @@ _READERS: tuple[Callable[[_Fields], Message], ...] = (
     _read_cancel,
     _read_ping,
     _read_pong,
+    _read_ask,
+    _read_tell,
 )

@@ -66,7 +66,9 @@ device = st.fixed_dictionaries(
         "rows": st.integers(1, 4),
         "confidence": st.floats(0, 1),
         "sunk_s": st.floats(0, 0.02),
-        "unsent_s": st.floats(0, 3.0),
+        "unsent_s": st.one_of(st.floats(0, 3.0), st.just(math.inf)),
+        "tail_w": st.sampled_from([0.0, 0.6]),
+        "tail_s": st.sampled_from([0.0, 2.0]),
         "battery": st.sampled_from([math.nan, 1.0, 0.3, 0.2, 0.12, 0.05, 0.01]),
     }
 )
@@ -89,6 +91,7 @@ def stacked(each):
         return Estimate(*(column(lambda obs, i=i: getattr(obs, name)[i]) for i in range(3)))
 
     numbers = ("edge_wait_s", "link_up", "deadline_s", "rows", "confidence", "sunk_s", "unsent_s", "battery")
+    numbers += ("tail_w", "tail_s")
     return each[0]._replace(
         **{name: estimate(name) for name in ("goodput", "downlink", "rtt", "queue")},
         **{name: column(lambda obs, name=name: getattr(obs, name)) for name in (*numbers, "t_s")},

@@ -8,10 +8,11 @@ import threading
 import pytest
 import torch
 
-from splitedge.cloud.executor import Task, Worker, execute
+from splitedge.cloud.executor import Task, execute
 from splitedge.cloud.service import ServiceTime
 from splitedge.codec import TensorSpec, make_codec
 from splitedge.wire import Lane
+from splitedge.worker import Worker
 
 LANE = Lane("b" * 64, "cut", "raw")
 

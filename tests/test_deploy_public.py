@@ -8,7 +8,18 @@ import pytest
 import splitedge
 from splitedge import errors
 
-FACE = {"Deployment", "Evaluation", "Filter", "FitReport", "Result", "Route", "__version__", "deploy", "load"}
+FACE = {
+    "Deployment",
+    "Evaluation",
+    "Filter",
+    "FitReport",
+    "LanguageDeployment",
+    "Result",
+    "Route",
+    "__version__",
+    "deploy",
+    "load",
+}
 
 
 def test_the_public_names_are_these_and_the_errors():

@@ -101,6 +101,20 @@ def test_a_shared_medium_of_one_rate_is_one_queue(sends, mbps):
         assert up.backlog(now) + down.backlog(now) == pytest.approx(one.backlog(now), abs=1.0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 0.4), st.booleans(), st.integers(1, 20_000)), min_size=1, max_size=12),
+    st.floats(0.5, 30),
+    st.floats(0.5, 30),
+)
+def test_a_shared_medium_is_never_idle_while_bytes_wait_and_serves_in_order(sends, up_mbps, down_mbps):
+    up, down = pair(Channel(steady(up_mbps * 1e6)), Channel(steady(down_mbps * 1e6)))
+    free = 0.0
+    for now, goes_up, nbytes in sorted(sends):
+        free = max(free, now) + 8 * nbytes / ((up_mbps if goes_up else down_mbps) * 1e6)
+        assert (up if goes_up else down).send(now, nbytes) == pytest.approx(free, abs=1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_one_packet_opportunity_serves_one_direction(ways):

@@ -338,7 +338,7 @@ def timed(up, down, sizes, **options):
 def test_the_pacer_loses_the_packets_of_the_model():
     loss = Loss(0.2, rto_s=0.05, seed=5)
     up = Channel(steady(20e6), rtt_s=0.02, loss=loss)
-    sizes = [700, 6000, 1500, 7000, 300, 8000] * 3
+    sizes = [700, 6000, 1500, 9000, 300, 12_000] * 3  # just over a chunk: its last packets are the tail
     taken, stats = timed(up, FAST, sizes)
     model, now, predicted = Link(up), 1.0, []
     for nbytes in sizes:

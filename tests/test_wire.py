@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from splitedge import wire
 from splitedge.errors import WireError
 from splitedge.wire import (
+    Ask,
     Cancel,
     Hello,
     Infer,
@@ -26,6 +27,7 @@ from splitedge.wire import (
     Pong,
     Refuse,
     Reply,
+    Tell,
     Welcome,
     pack,
     unpack,
@@ -49,6 +51,29 @@ def tensors(draw):
     return raw.to(torch.uint8).view(dtype).reshape(shape)
 
 
+@st.composite
+def asks(draw):
+    count = draw(st.integers(1, 9000))
+    return Ask(
+        *(draw(n) for n in (u64, u16, u16, u32, u64, u32, u32, u64)),
+        count,
+        draw(st.integers(0, min(count, 256))),
+        draw(u16),
+        *(draw(st.integers(0, most)) for most in (100_000_000, 1_000_000, 2**32 - 1, 2**64 - 1)),
+        tuple(draw(st.lists(u32, max_size=5))),
+        draw(payloads),
+        draw(st.sampled_from([b"", b"\x5a" * 4 * count])),
+    )
+
+
+@st.composite
+def tells(draw):
+    count = draw(st.integers(0, 20))
+    sure = draw(st.sampled_from([b"", b"\x5a" * 2 * count]))
+    numbers = [draw(n) for n in (u64, u16, u64, u64, u64, u32, u32, u16, st.integers(0, 1), u64, u64)]
+    return Tell(*numbers, b"\x01" * 4 * count, sure)
+
+
 messages = st.one_of(
     st.builds(Hello, eight, st.lists(st.builds(Lane, text, text, text), max_size=5).map(tuple)),
     st.builds(Welcome, eight, st.lists(st.integers(-1, 2**16 - 1), max_size=5).map(tuple), text, u64),
@@ -58,6 +83,8 @@ messages = st.one_of(
     st.builds(Cancel, u64),
     st.builds(Ping, u64),
     st.builds(Pong, u64, u64, u64),
+    asks(),
+    tells(),
 )
 
 
@@ -66,7 +93,7 @@ def same(a, b):
     assert type(a) is type(b)
     for name in type(a).__slots__:
         x, y = getattr(a, name), getattr(b, name)
-        if name == "payload":
+        if name in ("payload", "ids", "confidence"):
             assert bytes(x) == bytes(y)
         elif name == "tensors":
             assert len(x) == len(y)
@@ -166,7 +193,7 @@ def test_lying_shapes_and_lengths_are_refused():
 
 def test_unknown_version_and_kind_say_what_to_do():
     refused([msgpack.packb([2, 5, 1])], "install the same splitedge on both sides")
-    refused(header(8, 1), "unknown kind of message 8")
+    refused(header(10, 1), "unknown kind of message 10")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +266,7 @@ things = st.recursive(
 
 
 @settings(CALM, max_examples=150)
-@given(st.integers(0, 8), st.lists(things, max_size=12), st.lists(st.binary(max_size=20), max_size=3))
+@given(st.integers(0, 10), st.lists(things, max_size=12), st.lists(st.binary(max_size=20), max_size=3))
 def test_well_formed_msgpack_of_anything_ends_in_a_message_or_a_wire_error(kind, fields, rest):
     outcome([msgpack.packb([wire.VERSION, kind, *fields]), *rest])
 

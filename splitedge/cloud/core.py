@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from splitedge.cloud.admission import Admission
 from splitedge.cloud.batcher import Batcher
+from splitedge.cloud.desk import LanguageDesk, LanguageHalf
 from splitedge.cloud.executor import Result, Task
 from splitedge.cloud.metrics import ANSWERED, CANCELLED, REPEATED, CloudMetrics, LaneMetrics
 from splitedge.cloud.sessions import Done, Session, Sessions
@@ -28,6 +29,7 @@ from splitedge.events import Refusal
 from splitedge.parts import CloudModel
 from splitedge.wire import (
     MAX_HEADER,
+    Ask,
     Cancel,
     Hello,
     Infer,
@@ -65,6 +67,7 @@ class CloudCore:
         send: called with a connection and the frames for it; must not raise.
         clock_ns: monotonic nanoseconds.
         metrics: counters; own ones where not given.
+        languages: language models that are served beside them.
 
     Raises:
         ConfigError: two models serve the same lane.
@@ -77,6 +80,7 @@ class CloudCore:
         send: Send,
         clock_ns: Callable[[], int],
         metrics: CloudMetrics | None = None,
+        languages: Sequence[LanguageHalf] = (),
     ) -> None:
         self.epoch = secrets.token_bytes(8)
         self.metrics = metrics or CloudMetrics()
@@ -91,6 +95,11 @@ class CloudCore:
         self._numbers: dict[Lane, int] = {}
         for owner in self._models:
             self._serve(owner)
+        self.desk = LanguageDesk(languages, s.language, self._post, clock_ns)
+        for i, lane in enumerate(self.desk.lanes):
+            if lane in self._numbers:
+                raise ConfigError(f"two models serve {_name(lane)}; give each bundle once")
+            self._numbers[lane] = len(self._lanes) + i
         self.max_message = min(s.max_message_bytes, max(4 * MAX_HEADER, self._largest() + MAX_HEADER))
         self._limits = Limits(max_message=self.max_message)
         self._sessions: Sessions[Work] = Sessions(
@@ -106,6 +115,7 @@ class CloudCore:
         self.metrics.sessions.set_function(lambda: len(self._sessions))
         self._handlers: dict[type, Callable[[bytes, str, Any], None]] = {
             Infer: self._on_infer,
+            Ask: self._on_ask,
             Hello: self._on_hello,
             Cancel: self._on_cancel,
             Ping: self._on_ping,
@@ -227,15 +237,17 @@ class CloudCore:
             self._expire(owner, now)
 
     def sweep(self) -> None:
-        """Forget idle sessions and old replies; call it about once a second."""
+        """Forget idle sessions, old replies and contexts; call it about once a second."""
         self._sessions.sweep(self._clock())
+        self.desk.sweep()
 
     def drain(self) -> None:
         """Refuse new requests from here on; those in flight end as usual."""
         self._room.draining = True
 
     def forget_user(self, user: str) -> None:
-        """Drop the sessions and the waiting work of a key that is trusted no more."""
+        """Drop the sessions, contexts and waiting work of a key that is trusted no more."""
+        self.desk.forget_user(user)
         for session in self._sessions.forget_user(user):
             for state in list(session.seen.values()):
                 if isinstance(state, Work):
@@ -279,6 +291,8 @@ class CloudCore:
         state = session.seen.get(cancel.request) if session is not None else None
         if isinstance(state, Work):
             self._drop(state, CANCELLED)
+        elif session is not None and self.desk.served:
+            self.desk.cancel(user, session.id, cancel.request)
 
     def _on_infer(self, peer: bytes, user: str, infer: Infer) -> None:
         now = self._clock()
@@ -291,6 +305,9 @@ class CloudCore:
         if number < 0:
             self._unknown(peer, infer, f"lane {infer.lane} was not agreed on: say hello again")
             return
+        if number >= len(self._lanes):
+            self._post(peer, Refuse(infer.request, infer.attempt, Refusal.BAD, "a language model's lane", 0))
+            return
         target = self._lanes[number]
         state = session.seen.get(infer.request)
         if state is not None:
@@ -300,7 +317,25 @@ class CloudCore:
         else:
             self._admit(peer, session, infer, target, now)
 
-    def _unknown(self, peer: bytes, infer: Infer, why: str) -> None:
+    def _on_ask(self, peer: bytes, user: str, ask: Ask) -> None:
+        session = self._sessions.of(peer, user)
+        if session is None:
+            self._unknown(peer, ask, "no session on this connection: say hello again")
+            return
+        session.used_ns = self._clock()
+        number = session.lanes[ask.lane] if ask.lane < len(session.lanes) else -1
+        at = number - len(self._lanes)
+        if number < 0:
+            self._unknown(peer, ask, f"lane {ask.lane} was not agreed on: say hello again")
+        elif at < 0:
+            self._post(peer, Refuse(ask.request, ask.attempt, Refusal.BAD, "no language model's lane", 0))
+        elif self._room.draining:
+            busy = Refuse(ask.request, ask.attempt, Refusal.BUSY, "this cloud shuts down", SESSION_RETRY_MS)
+            self._post(peer, busy)
+        else:
+            self.desk.ask(peer, user, session.id, at, ask)
+
+    def _unknown(self, peer: bytes, infer: Infer | Ask, why: str) -> None:
         self.metrics.unknown.inc()
         self._post(peer, Refuse(infer.request, infer.attempt, Refusal.UNKNOWN, why, 0))
 

@@ -1,4 +1,4 @@
-"""Run batches of requests through a model's decoders and tail; and the thread that does it.
+"""Run batches of requests through a model's decoders and tail.
 
 At most one row of a request is ever executed successfully: a batch whose tail raises has given no
 answer to anybody, and only then are its requests run one by one, so that a bad one fails alone.
@@ -7,10 +7,8 @@ answer to anybody, and only then are its requests run one by one, so that a bad 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,29 +161,3 @@ def _rows(specs: Sequence[TensorSpec], outputs: Tensors, start: int, rows: int) 
 def _safe(what: str, error: Exception) -> str:
     """What an edge may know of an error here: its kind. The rest is in the cloud's log."""
     return f"{what} raised {type(error).__name__}; the cloud's log says more"
-
-
-class Worker:
-    """One daemon thread that runs jobs in order."""
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job; it must not raise."""
-        self._jobs.put(job)
-
-    def close(self, timeout_s: float) -> bool:
-        """Let the thread end after the jobs it has; whether it did in time."""
-        self._jobs.put(None)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _loop(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception:
-                log.exception("a job of %s raised", self._thread.name)

@@ -20,15 +20,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from splitedge.cloud.core import CloudCore, Send
-from splitedge.cloud.executor import Result, Worker, execute
+from splitedge.cloud.desk import LanguageHalf
+from splitedge.cloud.executor import Result, execute
+from splitedge.cloud.language import Pass
 from splitedge.cloud.metrics import CloudMetrics
 from splitedge.cloud.settings import ServerSettings
 from splitedge.cloud.work import Batch
 from splitedge.codec import DTYPES, Tensors
 from splitedge.errors import BundleError
 from splitedge.events import Refusal
+from splitedge.llm.cloud_model import Logits
 from splitedge.parts import CloudModel
 from splitedge.wire import Lane
+from splitedge.worker import Worker
 
 if TYPE_CHECKING:
     import zmq
@@ -50,6 +54,7 @@ class CloudHost:
         send: called on the loop with a connection and the frames for it; must not raise.
         after: called on the loop after each turn of work.
         metrics: counters; own ones where not given.
+        languages: language models served beside them; each lane computes on a thread of its own.
     """
 
     def __init__(
@@ -59,12 +64,14 @@ class CloudHost:
         send: Send,
         after: Callable[[], None] | None = None,
         metrics: CloudMetrics | None = None,
+        languages: Sequence[LanguageHalf] = (),
     ) -> None:
-        self.core = CloudCore(models, settings, send, time.monotonic_ns, metrics)
+        self.core = CloudCore(models, settings, send, time.monotonic_ns, metrics, languages)
         self.warm = False
         self._models = tuple(models)
         self._after = after
         self._workers: list[Worker] = []
+        self._writers: list[Worker] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -79,6 +86,7 @@ class CloudHost:
         """
         self._loop = asyncio.get_running_loop()
         self._workers = [Worker(f"tail-{i}") for i in range(len(self._models))]
+        self._writers = [Worker(f"language-{i}") for i in range(len(self.core.desk.served))]
         try:
             for model, worker in zip(self._models, self._workers, strict=True):
                 await self._warm(model, worker)
@@ -108,6 +116,8 @@ class CloudHost:
                 if time.monotonic_ns() > turn_ends:
                     self._schedule()
                     break
+        for number in range(len(self._writers)):
+            self._write(number)
         self._set_timer()
         if self._after is not None:
             self._after()
@@ -116,9 +126,9 @@ class CloudHost:
         """Refuse new requests and let those in flight end; whether they did in time."""
         self.core.drain()
         end = time.monotonic() + timeout_s
-        while self.core.in_flight and time.monotonic() < end:
+        while (self.core.in_flight or self.core.desk.waiting) and time.monotonic() < end:
             await asyncio.sleep(0.005)
-        return not self.core.in_flight
+        return not (self.core.in_flight or self.core.desk.waiting)
 
     async def close(self) -> None:
         """Stop threads and timers. What is in flight is not answered; `drain` first."""
@@ -126,10 +136,10 @@ class CloudHost:
             if timer is not None:
                 timer.cancel()
         self._timer = self._sweeper = None
-        for worker in self._workers:
+        for worker in (*self._workers, *self._writers):
             if not await asyncio.to_thread(worker.close, 5.0):
                 log.warning("a tail still runs; its thread ends with the process")
-        self._workers = []
+        self._workers, self._writers = [], []
         self._loop = None
         self.warm = False
 
@@ -148,6 +158,33 @@ class CloudHost:
                 log.info("a batch ended after the loop was closed")
 
         self._workers[batch.index].submit(job)
+
+    def _write(self, number: int) -> None:
+        """Start a language model's next pass, unless one runs."""
+        work = self.core.desk.next_pass(number)
+        if work is None:
+            return
+        loop, model = self._loop, self.core.desk.model(number)
+        assert loop is not None, "pump is called between start and close"
+
+        def job() -> None:
+            logits: Sequence[Logits] | Exception
+            try:
+                logits = model.run(work.rows)
+            except Exception as error:
+                log.exception("a pass of a language model broke")
+                logits = error
+            try:
+                loop.call_soon_threadsafe(self._written, number, work, logits)
+            except RuntimeError:
+                log.info("a pass ended after the loop was closed")
+
+        self._writers[number].submit(job)
+
+    def _written(self, number: int, work: Pass, logits: Sequence[Logits] | Exception) -> None:
+        self.core.desk.finish(number, work, logits)
+        if self._loop is not None:
+            self.pump()
 
     def _done(self, batch: Batch, results: list[Result], ran: tuple[float, float]) -> None:
         self.core.finish(batch, results, ran)

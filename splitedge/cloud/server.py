@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from splitedge.cloud.admin import admin_server
+from splitedge.cloud.desk import LanguageHalf
 from splitedge.cloud.host import CloudHost
 from splitedge.cloud.metrics import CloudMetrics
 from splitedge.cloud.outbox import Frames, Outbox
@@ -48,14 +49,20 @@ class CloudServer:
     Args:
         models: what is served.
         settings: where, to whom, and how much.
+        languages: language models served beside them.
     """
 
-    def __init__(self, models: Sequence[CloudModel], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        models: Sequence[CloudModel],
+        settings: ServerSettings,
+        languages: Sequence[LanguageHalf] = (),
+    ) -> None:
         self.settings = settings
         self.metrics = CloudMetrics()
         self._outbox = Outbox(self._offer, settings.peer_queue_bytes, settings.queue_bytes, self._lost)
         self._flusher: asyncio.TimerHandle | None = None
-        self.host = CloudHost(models, settings, self._outbox.send, self._look_again, self.metrics)
+        self.host = CloudHost(models, settings, self._outbox.send, self._look_again, self.metrics, languages)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._fd = -1

@@ -9,6 +9,27 @@ from pydantic import BaseModel, ConfigDict, Field
 MIB = 2**20
 
 
+class LanguageLimits(BaseModel):
+    """Bounds of all language models of a server together.
+
+    Attributes:
+        budget_bytes: memory of contexts: keys, values and rows.
+        lease_s: seconds a context is kept without an ask.
+        contexts: kept at most.
+        per_user: of one user (one key), or of all edges without keys.
+        pass_contexts, pass_tokens: that go through a model together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_bytes: int = Field(default=1024 * MIB, ge=MIB)
+    lease_s: float = Field(default=600.0, gt=0, le=86400, allow_inf_nan=False)
+    contexts: int = Field(default=4096, ge=1, le=1_000_000)
+    per_user: int = Field(default=1024, ge=1, le=1_000_000)
+    pass_contexts: int = Field(default=64, ge=1, le=4096)
+    pass_tokens: int = Field(default=1024, ge=1, le=65536)
+
+
 class ServerSettings(BaseModel):
     """What an operator may turn on the cloud server. Unknown names are refused.
 
@@ -38,6 +59,7 @@ class ServerSettings(BaseModel):
         heartbeat_s: seconds between heartbeats; a connection silent for three is closed.
         drain_s: seconds that requests in flight have to finish after SIGTERM.
         http_receive_s, http_connections: receive deadline and connection cap of `http`.
+        language: memory and batches of language models.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,3 +86,4 @@ class ServerSettings(BaseModel):
     drain_s: float = Field(default=10.0, ge=0, le=3600, allow_inf_nan=False)
     http_receive_s: float = Field(default=10.0, gt=0, le=600, allow_inf_nan=False)
     http_connections: int = Field(default=64, ge=1, le=65535)
+    language: LanguageLimits = LanguageLimits()

@@ -1,0 +1,143 @@
+"""The first blocks of a language model with exits: what a device runs in the mode `exit`.
+
+A token that left at an early exit has no keys and values behind it. They are filled exactly, in one pass,
+as soon as a later token goes deeper: never left as holes (agreement of later tokens would fall to 0.64).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from splitedge.errors import ConfigError
+from splitedge.llm.anatomy import Anatomy
+from splitedge.llm.cache import KVCache
+from splitedge.llm.exits import TrainedExits
+from splitedge.llm.halves import LanguageHead, steps_of
+from splitedge.llm.token_model import CHUNK, Step, checked, common
+
+Fill = Literal["exact", "propagate"]
+
+
+class ExitModel:
+    """Head and exits, one context at a time; a `TokenModel`.
+
+    Args:
+        head: embedding and the blocks before the cut.
+        anatomy: of the whole model.
+        exits: that stand in the head, none deeper than the cut.
+        thresholds: confidence from which each exit is taken; missing ones are passed by.
+        fill: keys and values of tokens that left early are computed (`exact`) or made from the state with
+            which they left (`propagate`: cheaper to begin with, and wrong by what docs/language.md measures).
+
+    Attributes:
+        depth_run: tokens computed by each exit's blocks, for what it cost.
+
+    Raises:
+        ConfigError: an exit stands behind the cut.
+    """
+
+    def __init__(
+        self,
+        head: LanguageHead,
+        anatomy: Anatomy,
+        exits: TrainedExits,
+        thresholds: dict[int, float] | None = None,
+        fill: Fill = "exact",
+    ) -> None:
+        if not exits.depths or exits.depths[-1] > head.body.last:
+            raise ConfigError(f"exits behind {exits.depths} blocks; the device runs {head.body.last}")
+        self._head, self.anatomy, self._exits, self._fill = head, anatomy, exits, fill
+        self.thresholds = dict(exits.thresholds if thresholds is None else thresholds)
+        # Parts of the head that end in an exit, and what is left before the cut.
+        self._ends = [*exits.depths, *([head.body.last] if exits.depths[-1] < head.body.last else [])]
+        self._cache = KVCache()
+        self._ids: list[int] = []
+        self._states: list[torch.Tensor] = [torch.zeros(0) for _ in self._ends]  # (tokens, hidden) each
+        self.depth_run = [0 for _ in self._ends]
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return self.anatomy.vocabulary
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.anatomy.context
+
+    def fresh(self) -> ExitModel:
+        """Another context of the same weights."""
+        other = copy.copy(self)
+        other._cache, other._ids = KVCache(), []
+        other._states = [torch.zeros(0) for _ in self._ends]
+        other.depth_run = [0 for _ in self._ends]
+        return other
+
+    def step(self, ids: Sequence[int]) -> Step:
+        """What comes after these ids, by the first exit that is sure enough, else by the last one."""
+        checked(ids, self.vocabulary, self.context)
+        self._follow(ids)
+        last = len(self._exits.heads) - 1
+        for i, (net, trust) in enumerate(zip(self._exits.heads, self._exits.trust, strict=True)):
+            state = self._through(i, len(ids))[-1:]
+            with torch.inference_mode():
+                logits = net(state.unsqueeze(0))[0, -1].float().cpu().numpy()
+            sure = float(trust(logits))
+            if sure >= self.thresholds.get(i, 2.0) or i == last:
+                return Step(logits, i, sure)
+        raise AssertionError("there is at least one exit")
+
+    def states(self, start: int, stop: int) -> torch.Tensor:
+        """Hidden states at the cut of the tokens `start` to `stop`, float (tokens, hidden): what is sent.
+
+        Raises:
+            ConfigError: the model has not been given so many tokens.
+        """
+        if not 0 <= start <= stop <= len(self._ids):
+            raise ConfigError(f"states of the tokens {start} to {stop}; {len(self._ids)} are known")
+        return self._through(len(self._ends) - 1, stop)[start:stop]
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Take these ids without asking for what comes after them."""
+        checked(ids, self.vocabulary, self.context)
+        self._follow(ids)
+
+    def forget(self) -> None:
+        """Free what was kept."""
+        self._ids = []
+        self._cache.clear()
+        self._states = [torch.zeros(0) for _ in self._ends]
+
+    def _follow(self, ids: Sequence[int]) -> None:
+        kept = common(self._ids, ids)
+        self._cache.crop(kept)
+        self._states = [state[:kept] for state in self._states]
+        self._ids = list(ids)
+
+    @torch.inference_mode()
+    def _through(self, part: int, stop: int) -> torch.Tensor:
+        """Hidden states behind a part, of the first `stop` tokens at least; computes what is missing."""
+        done = len(self._states[part])
+        if done >= stop:
+            return self._states[part]
+        begin = 0 if part == 0 else self._ends[part - 1]
+        if part and self._fill == "exact":
+            self._through(part - 1, stop)
+        for start in range(done, stop, CHUNK):
+            end = min(start + CHUNK, stop)
+            positions, mask = steps_of([start], [end - start], end - start)
+            if part == 0:
+                entering = self._head.embedded(torch.tensor([self._ids[start:end]]), positions)
+            else:
+                entering = self._through(part - 1, end)[start:end].unsqueeze(0)
+            leaving = self._head.body(
+                entering, positions, self._cache, mask, first=begin, last=self._ends[part]
+            )[0]
+            old = self._states[part]
+            self._states[part] = leaving.clone() if not len(old) else torch.cat([old, leaving])
+            self.depth_run[part] += end - start
+        return self._states[part]

@@ -1,0 +1,95 @@
+"""Exits of a language model: trained without data, calibrated to a risk, and never with holes behind them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from llm_models import stories, tiny
+
+from splitedge.errors import ConfigError
+from splitedge.llm.exit_model import ExitModel
+from splitedge.llm.exits import ExitSchedule, Trust, signal_of, train_exits
+from splitedge.llm.halves import split_language_model
+
+SHORT = ExitSchedule(texts=48, length=48, epochs=2, width=32, progress=False)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = tiny("llama")
+    head, tail, anatomy = split_language_model(model, 3)
+    return model, head, tail, anatomy, train_exits(head, tail, anatomy, [1, 2], schedule=SHORT)
+
+
+def test_exits_leave_the_model_as_it_was(trained):
+    model, _head, _tail, _anatomy, exits = trained
+    again = tiny("llama").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    assert exits.depths == (1, 2) and set(exits.thresholds) == {0, 1}
+
+
+def test_training_is_repeatable_and_helps():
+    head, tail, anatomy = split_language_model(stories(), 3)
+    plan = ExitSchedule(texts=96, length=96, epochs=3, progress=False)
+    exits = train_exits(head, tail, anatomy, [1, 3], schedule=plan)
+    first, second = exits.reports
+    assert 0.1 < first.agreement < second.agreement
+    assert second.agreement > 0.4 and second.calibration_error < 0.1
+    again = train_exits(head, tail, anatomy, [1, 3], schedule=plan)
+    assert again.reports == exits.reports
+
+
+def test_states_at_the_cut_are_exact_whichever_exits_were_taken(trained):
+    model, head, _tail, anatomy, exits = trained
+    rng = np.random.default_rng(0)
+    ids = [5, 6]
+    device = ExitModel(head, anatomy, exits, thresholds={0: 0.0})  # leaves at the first at once
+    whole = ExitModel(head, anatomy, exits, thresholds={})
+    for _ in range(20):
+        device.thresholds = {0: float(rng.choice([0.0, 2.0])), 1: float(rng.choice([0.0, 2.0]))}
+        early, late = device.step(ids), whole.step(ids)
+        if early.exit == late.exit:
+            np.testing.assert_allclose(early.logits, late.logits, atol=1e-4)
+        ids.append(int(rng.integers(97)))
+        if rng.random() < 0.2:
+            ids = [*ids[: len(ids) // 2 + 1], 1]
+    device.follow(ids)
+    whole.follow(ids)
+    torch.testing.assert_close(device.states(0, len(ids)), whole.states(0, len(ids)), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        seen = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[3][0]
+    torch.testing.assert_close(device.states(0, len(ids)), seen, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="known"):
+        device.states(0, len(ids) + 1)
+
+
+def test_tokens_that_leave_early_cost_only_the_first_blocks(trained):
+    _, head, _, anatomy, exits = trained
+    device = ExitModel(head, anatomy, exits, thresholds={0: 0.0})
+    for n in range(1, 9):
+        device.step(list(range(n)))
+    assert device.depth_run == [8, 0, 0]
+    device.thresholds = {}
+    device.step(list(range(9)))
+    assert device.depth_run == [9, 9, 0]
+
+
+def test_signals_are_surer_where_the_model_is():
+    logits = np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [20.0, 0.0, 0.0]])
+    for signal in ("probability", "margin", "entropy"):
+        values = signal_of(logits, signal)
+        assert np.all(np.diff(values) > 0) and values[0] >= 0.0 and values[-1] <= 1.0
+    with pytest.raises(ConfigError, match="too few"):
+        Trust.fit("margin", np.zeros(3), np.zeros(3, bool))
+
+
+def test_what_can_not_be_is_refused(trained):
+    _, head, tail, anatomy, exits = trained
+    with pytest.raises(ConfigError, match="1 to 3 blocks"):
+        train_exits(head, tail, anatomy, [4], schedule=SHORT)
+    with pytest.raises(ConfigError, match="risk"):
+        train_exits(head, tail, anatomy, [1], risk=0.0, schedule=SHORT)
+    with pytest.raises(ConfigError, match="the device runs 1"):
+        ExitModel(split_language_model(tiny("llama"), 1)[0], anatomy, exits)
