@@ -32,11 +32,15 @@ class Residuals:
 
     def __post_init__(self) -> None:
         if len(self.real["t_s"]) != len(self.simulated["t_s"]):
-            raise ValueError(f"{self.name}: {len(self.real['t_s'])} real requests, {len(self.simulated['t_s'])} simulated")
+            raise ValueError(
+                f"{self.name}: {len(self.real['t_s'])} real requests, {len(self.simulated['t_s'])} simulated"
+            )
 
     def quantile(self, q: float) -> tuple[float, float]:
         """Of the latency, real and simulated, seconds."""
-        return float(np.quantile(self.real["latency_s"], q)), float(np.quantile(self.simulated["latency_s"], q))
+        return float(np.quantile(self.real["latency_s"], q)), float(
+            np.quantile(self.simulated["latency_s"], q)
+        )
 
     @property
     def joules(self) -> tuple[float, float]:
@@ -126,7 +130,9 @@ def draw(found: Sequence[Residuals], path: Path) -> None:
     """For each uplink: both latencies over time, and the distribution of what they differ by."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(found), 2, figsize=(11, 2.2 * len(found)), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(found), 2, figsize=(11, 2.2 * len(found)), layout="constrained", squeeze=False
+    )
     for one, (left, right) in zip(found, axes, strict=True):
         t_s = one.real["t_s"]
         left.plot(t_s, 1e3 * one.real["latency_s"], ".", markersize=3, label="real")

@@ -43,7 +43,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """What stages and shells take on this machine while real processes run them, over a channel without limits.
+    """What stages and shells take while real processes run them, over a channel without limits.
 
     Attributes:
         evaluation: with measured seconds in its option table.
@@ -66,14 +66,14 @@ class Bench:
             trust(self.keys[1], new_keys(self.keys[0], "cloud"))
             trust(self.keys[0], new_keys(self.keys[1], "edge"))
 
-    def real(self, policy: str, asked: Asked, rows: Any, channels: Callable[[], tuple[Channel, Channel]]) -> Table:
-        """Records of a real run, by column, in order of arrival; `t_s` is since the link came up, `replay_s` is
+    def real(
+        self, policy: str, asked: Asked, rows: Any, channels: Callable[[], tuple[Channel, Channel]]
+    ) -> Table:
+        """Records of a real run, by column, in order of arrival; `t_s` is since the link came up, `replay_s`
         how long the channel was replayed by then.
         """
         images, labels = self.made.images
-        stream = Stream(
-            images[rows].numpy(), labels[rows].numpy(), asked.rate_hz, asked.deadline_ms / 1e3
-        )
+        stream = Stream(images[rows].numpy(), labels[rows].numpy(), asked.rate_hz, asked.deadline_ms / 1e3)
         strategy = Strategy(policy, self.made.bundle, policy)
         (row,) = asyncio.run(compare([strategy], stream, channels, self.keys, self.work, power=POWER))
         table: Table = dict(read_records(self.work / "records-0.jsonl").columns)
@@ -104,7 +104,7 @@ class Bench:
             lost["down"].extend(seen["downlink_s"].tolist())
             lost["rest"].extend((left - seen["uplink_s"] - seen["downlink_s"]).tolist())
         stage = _median(lost["stage"])
-        # Stamps bracket the link: what is left of a remote request beyond its stages is the cloud's and edge's shells.
+        # Stamps bracket the link: what else is left of a remote request is of the cloud's and edge's shells.
         rest = max(0.0, _median(lost["rest"]) - stage)
         shell = ShellPart(
             stage_ms=1e3 * stage,
@@ -114,7 +114,9 @@ class Bench:
         )
         return Calibrated(replace(self.evaluation, table=tuple(options)), shell)
 
-    def pair(self, channel: ChannelPart, asked: Asked, calibrated: Calibrated, seed: int = 0) -> tuple[Table, Table]:
+    def pair(
+        self, channel: ChannelPart, asked: Asked, calibrated: Calibrated, seed: int = 0
+    ) -> tuple[Table, Table]:
         """Records of the real run and of the simulated one."""
         work = WorkPart(
             arrivals="fixed", rate_hz=asked.rate_hz, requests=asked.requests, deadline_ms=asked.deadline_ms

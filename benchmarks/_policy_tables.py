@@ -11,8 +11,8 @@ import numpy as np
 from common import Report, console
 from rich.table import Table
 
-#: Uplinks that the constants of `deadline`, the estimator and the engine's guard were looked at on; everything
-#: is reported on the others too.
+#: Uplinks that the constants of `deadline`, the estimator and the engine's guard were looked at on; all is
+#: reported on the others too.
 SEEN = (
     "mahimahi/ATT-LTE-driving.up",
     "mahimahi/Verizon-LTE-short.up",
@@ -23,7 +23,16 @@ SEEN = (
     "solis_wifi/office_231114-151821.up",
 )
 CANDIDATES = ("deadline", "mpc")
-RIVALS = ("static:local", "static:exit", "static:split", "static:cloud", "latency", "latency:0.05", "dads", "spinn")
+RIVALS = (
+    "static:local",
+    "static:exit",
+    "static:split",
+    "static:cloud",
+    "latency",
+    "latency:0.05",
+    "dads",
+    "spinn",
+)
 MOST_BEHIND, MOST_REGRET = 0.02, 0.05
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
@@ -102,7 +111,15 @@ def rivals_in(results: Results) -> list[str]:
 def rows_of(results: Results) -> tuple[list[str], list[list[str]]]:
     """The table of policies: heads and rows."""
     deadlines = sorted({cell.deadline_ms for cell in results.cells})
-    head = ["policy", "right in time", *(f"{d:g} ms" for d in deadlines), "mJ", "bytes", "regret", "known channel"]
+    head = [
+        "policy",
+        "right in time",
+        *(f"{d:g} ms" for d in deadlines),
+        "mJ",
+        "bytes",
+        "regret",
+        "known channel",
+    ]
     rows = []
     for policy in sorted(results.policies, key=lambda p: -results.mean(p)):
         shares = [f"{results.mean(policy, deadline_ms=d):.1%}" for d in deadlines]
@@ -159,8 +176,12 @@ def report_of(results: Results) -> Report:
                 at_most=100 * MOST_BEHIND,
             )
             if "oracle" in part.policies:
-                report.add(f"{candidate}: regret to the oracle{label}", 100 * part.regret(candidate), "points",
-                           at_most=100 * MOST_REGRET)
+                report.add(
+                    f"{candidate}: regret to the oracle{label}",
+                    100 * part.regret(candidate),
+                    "points",
+                    at_most=100 * MOST_REGRET,
+                )
                 report.add(
                     f"{candidate}: regret to one that knows the channel only{label}",
                     100 * part.regret(candidate, "oracle:channel"),
@@ -171,7 +192,10 @@ def report_of(results: Results) -> Report:
 
 def show(results: Results) -> None:
     """Print the tables."""
-    for title, (head, rows) in (("means over uplinks", rows_of(results)), ("by source", source_rows(results))):
+    for title, (head, rows) in (
+        ("means over uplinks", rows_of(results)),
+        ("by source", source_rows(results)),
+    ):
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(head):
             table.add_column(name, justify="left" if i == 0 else "right")

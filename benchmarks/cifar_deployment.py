@@ -3,8 +3,8 @@
     python benchmarks/cifar_deployment.py --out out/cifar-deployment
 
 ResNet-56 in the cloud and ResNet-8 of MLPerf Tiny on the device, with their published weights; two exits in
-ResNet-56, a learned bottleneck and int8 at one cut each, WebP of the input at five qualities. Learned parts see
-25,000 training images, 2,000 test images calibrate and choose, the other 8,000 make the table. About
+ResNet-56, a learned bottleneck and int8 at one cut each, WebP of the input at five qualities. Learned parts
+see 25,000 training images, 2,000 test images calibrate and choose, the other 8,000 make the table. About
 15 minutes of one core, then kept in `--out`. `--quick` makes the same of scikit-learn's digits in seconds.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPLITEDGE_DATA") or ROOT.parent / "shared" / "data")
-#: How many times slower than this machine the device is: one Cortex-A55 core takes 70.6 ms for FastestDet where
+#: How many times slower than this machine the device is: one Cortex-A55 core takes 70.6 ms for FastestDet, and
 #: a desktop core takes 4.5 ms (both ncnn, as FastestDet's README states them; not measured again).
 SLOWER = 70.6 / 4.5
 VALIDATION = 2000
@@ -92,7 +92,11 @@ def small(folder: Path) -> Made:
     if not made.evaluation.exists():
         model = train(data.train, epochs=8)
         with splitedge.deploy(
-            model, data.train[0][:32], exits="stem", codec={"stem": "bottleneck:channels=2,bits=2"}, input_codec=WEBP
+            model,
+            data.train[0][:32],
+            exits="stem",
+            codec={"stem": "bottleneck:channels=2,bits=2"},
+            input_codec=WEBP,
         ) as deployment:
             deployment.fit(data.train, data.val, schedule=Schedule(epochs=4, batch_size=64, progress=False))
             _keep(deployment, made)
@@ -112,9 +116,13 @@ def _arrays(path: Path) -> Part:
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep bundle and evaluation here")
-    parser.add_argument("--quick", action="store_true", help="digits in place of CIFAR-10: under 45 s on 2 cores")
+    parser.add_argument(
+        "--quick", action="store_true", help="digits in place of CIFAR-10: under 45 s on 2 cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""How far the simulator is from real processes: the same requests over the same recorded channels, one by one.
+"""How far the simulator is from real processes: the same requests over the same channels, one by one.
 
     python benchmarks/fidelity.py
     python benchmarks/fidelity.py --seconds 20 --uplinks starlink solis
@@ -49,11 +49,17 @@ CALIBRATING = 60
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, two synthetic channels: under 45 s on 2 cores")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="digits, two synthetic channels: under 45 s on 2 cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--deployment", type=Path, metavar="DIR", help="as cifar_deployment.py keeps it")
-    parser.add_argument("--uplinks", nargs="+", default=UPLINKS, metavar="TEXT", help="whose name contains one")
+    parser.add_argument(
+        "--uplinks", nargs="+", default=UPLINKS, metavar="TEXT", help="whose name contains one"
+    )
     parser.add_argument("--policy", default="deadline")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each uplink")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write fidelity.png and requests.csv here")

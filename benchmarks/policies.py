@@ -4,10 +4,10 @@
     python benchmarks/policies.py --seconds 20 --only deadline static:cloud --executor joblib:2
     python benchmarks/policies.py --quick
 
-CIFAR-10 as `cifar_deployment.py` makes it (kept in `--deployment`), on a device as slow as one Cortex-A55 core with
-a phone's LTE radio, 15 requests a second, over the uplinks of traces/CORE.txt in ../shared/data (or
-SPLITEDGE_DATA). `--quick` takes digits and two synthetic channels. docs/policy-benchmark.md says what the figures
-mean.
+CIFAR-10 as `cifar_deployment.py` makes it (kept in `--deployment`), on a device as slow as one Cortex-A55 core
+with a phone's LTE radio, 15 requests a second, over the uplinks of traces/CORE.txt in ../shared/data (or
+SPLITEDGE_DATA). `--quick` takes digits and two synthetic channels. docs/policy-benchmark.md says what the
+figures mean.
 """
 
 from __future__ import annotations
@@ -72,12 +72,18 @@ class Plan:
 
 def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="digits, two synthetic channels: under 45 s on 2 cores")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="digits, two synthetic channels: under 45 s on 2 cores"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--deployment", type=Path, metavar="DIR", help="as cifar_deployment.py keeps it")
     parser.add_argument("--only", nargs="+", default=[], metavar="POLICY", help="these policies")
-    parser.add_argument("--uplinks", nargs="+", default=[], metavar="TEXT", help="uplinks whose name contains one")
+    parser.add_argument(
+        "--uplinks", nargs="+", default=[], metavar="TEXT", help="uplinks whose name contains one"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of each recording, at most")
     parser.add_argument("--executor", default="local", help="local, joblib:N, dask or ray")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write policies.png and results.csv here")
@@ -92,7 +98,9 @@ def planned(args: argparse.Namespace, folder: Path) -> Plan:
         channels = [_synthetic(i, folder) for i in range(2)]
     else:
         evaluation = cifar(args.deployment or folder / "cifar-deployment").evaluation
-        wanted = [u for u in uplinks(DATA / "traces") if not args.uplinks or any(t in u.name for t in args.uplinks)]
+        wanted = [
+            u for u in uplinks(DATA / "traces") if not args.uplinks or any(t in u.name for t in args.uplinks)
+        ]
         channels = [prepare(uplink, DATA / "traces", folder / "channels") for uplink in wanted]
     if not channels:
         sys.exit("no uplink has such a name")

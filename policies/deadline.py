@@ -105,7 +105,9 @@ class Deadline(Policy):
             left = f"with {1e3 * obs.deadline_s:.1f} ms left"
         link = "the cloud is out of reach"
         if obs.link_up:
-            link = f"uplink {obs.goodput.mean / 1e6:.2f} Mbit/s, 10th percentile {obs.goodput.low / 1e6:.2f}; "
+            link = (
+                f"uplink {obs.goodput.mean / 1e6:.2f} Mbit/s, 10th percentile {obs.goodput.low / 1e6:.2f}; "
+            )
             link += f"RTT {1e3 * obs.rtt.mean:.0f} ms, 95th percentile {1e3 * obs.rtt.high:.0f}"
         if decision.why == _SCOUTS:
             return (

@@ -1,4 +1,4 @@
-"""How likely each option is to answer in time, and what it is worth, given what the device does if it does not."""
+"""How likely each option is to be in time, and what it is worth with what the device does if it is not."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Prospects:
 
     The latency of an option is its predicted mean with a heavy-tailed spread: Student's t with two degrees of
     freedom through the 95th percentile, whose parts (transmission, round trip, queue, compute) are added as
-    independent ones: their squares. Recorded channels have such tails: a queue that does not empty, an outage.
+    independent ones: their squares. Recorded channels have such tails: queues that do not empty, outages.
     Over seven recorded uplinks and six deadlines, of the requests given a chance of 30 to 50%, 50 to 70%, 70
     to 85%, 85 to 95% and more, 33, 70, 83, 91 and 99% were in time.
 

@@ -74,8 +74,8 @@ class Row:
         joules_per_request: modelled.
         routes: how many requests each route answered; `error` counts typed errors.
         lost: requests that ended in neither an answer nor a typed error.
-        replay_at_s, link_at_s: when the replay of the channel began and the edge was connected, seconds of the
-            monotonic clock, which the `t_s` of its records is of too.
+        replay_at_s, link_at_s: when the replay of the channel began and the edge was connected, by the
+            monotonic clock, as the `t_s` of its records.
     """
 
     name: str

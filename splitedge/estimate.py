@@ -411,7 +411,9 @@ class LinkEstimator:
         """
         if not (math.isfinite(seconds) and seconds > 0.0 and math.isfinite(now)):
             return
-        bits_s = 8.0 * up_bytes / self._up.estimate(now).mean + 8.0 * down_bytes / self._down.estimate(now).mean
+        bits_s = (
+            8.0 * up_bytes / self._up.estimate(now).mean + 8.0 * down_bytes / self._down.estimate(now).mean
+        )
         share = bits_s / seconds
         if self._rtt_min.value < math.inf and share < 1.0:
             self._rtt.observe(now, max(seconds - bits_s, self._rtt_min.value), (1.0 - share) ** 2)

@@ -177,7 +177,9 @@ def test_every_cut_may_have_a_codec_of_its_own(model, x):
         names = [option.name for option in deployment.options if option.route is Route.SPLIT]
         assert [name.rsplit("/")[1] for name in names] == ["raw:0", "int8:0"]
         with torch.no_grad():
-            assert torch.allclose(torch.as_tensor(deployment(x[:2], route="split").output), model(x[:2]), atol=0.5)
+            assert torch.allclose(
+                torch.as_tensor(deployment(x[:2], route="split").output), model(x[:2]), atol=0.5
+            )
     for wrong, says in ((["stem"], "name the same ones"), ("down", "name the same ones")):
         with pytest.raises(ConfigError, match=says):
             splitedge.deploy(model, x[:4], codec={"stem": "raw", "down": "int8"}, cut=wrong)

@@ -44,6 +44,7 @@ from splitedge.events import (
     Source,
     Stage,
     StageDone,
+    StageKind,
     Tick,
 )
 from splitedge.policy import Gate, Option, Route
@@ -214,9 +215,12 @@ def test_the_guard_runs_the_best_exit_that_still_fits_and_the_reply_still_wins()
 
 
 def test_of_fall_backs_that_are_as_good_as_each_other_the_faster_runs():
-    """Half a point more for ten times the seconds would cost the requests behind more than it gives this one."""
+    """Half a point more for ten times the seconds would cost the requests behind more than it gives."""
     slow = replace(EXIT2, exit=3, accuracy=LOCAL.accuracy + 0.005, edge_s=0.4, edge_s_q95=0.4)
-    for options, stage in (((LOCAL, slow, CLOUD), RUN_LOCAL), ((EXIT1, slow, CLOUD), Stage(StageKind.EXIT, 3))):
+    for options, stage in (
+        ((LOCAL, slow, CLOUD), RUN_LOCAL),
+        ((EXIT1, slow, CLOUD), Stage(StageKind.EXIT, 3)),
+    ):
         bench = Bench(CLOUD, options=options)
         bench.at(0.0, Arrived(1, deadline_s=1.0))
         bench.encoded(0.003, 1)

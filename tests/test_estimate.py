@@ -93,7 +93,7 @@ def test_without_pings_small_messages_tell_the_delay():
 
 
 def test_replies_end_what_a_single_slow_ping_says_of_the_round_trip():
-    """After an outage pings would need seconds to say that it is over, and requests would stay on the device."""
+    """After an outage pings would need seconds to say that it is over."""
     told, silent = LinkEstimator(), LinkEstimator()
     for link in (told, silent):
         for second in range(20):

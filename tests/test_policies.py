@@ -234,7 +234,10 @@ def test_deadline_weighs_a_late_answer_by_what_the_device_has_then():
 
 
 def test_deadline_spares_the_device_for_the_requests_behind():
-    slow, quick = replace(SPLIT_A, edge_s=0.09, edge_s_q95=0.09), replace(SPLIT_B, edge_s=0.005, edge_s_q95=0.006)
+    slow, quick = (
+        replace(SPLIT_A, edge_s=0.09, edge_s_q95=0.09),
+        replace(SPLIT_B, edge_s=0.005, edge_s_q95=0.006),
+    )
     assert chosen(Deadline(0.0), observe((slow, quick), deadline_s=5.0)) is quick  # half a point for 85 ms
 
 
