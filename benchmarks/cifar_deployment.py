@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPLITEDGE_DATA") or ROOT.parent / "shared" / "data")
-#: How many times slower than this machine the device is: one Cortex-A55 core takes 70.6 ms for FastestDet, and
-#: a desktop core takes 4.5 ms (both ncnn, as FastestDet's README states them; not measured again).
+#: How many times slower than this machine the device is: one Cortex-A55 core takes 70.6 ms for FastestDet,
+#: a desktop core 4.5 ms (both ncnn, as FastestDet's README states them; not measured again).
 SLOWER = 70.6 / 4.5
 VALIDATION = 2000
 SMALL = 250  # rows of the quick table

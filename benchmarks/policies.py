@@ -4,7 +4,7 @@
     python benchmarks/policies.py --seconds 20 --only deadline static:cloud --executor joblib:2
     python benchmarks/policies.py --quick
 
-CIFAR-10 as `cifar_deployment.py` makes it (kept in `--deployment`), on a device as slow as one Cortex-A55 core
+CIFAR-10 as `cifar_deployment.py` makes it (kept in `--deployment`), on a device as slow as a Cortex-A55 core
 with a phone's LTE radio, 15 requests a second, over the uplinks of traces/CORE.txt in ../shared/data (or
 SPLITEDGE_DATA). `--quick` takes digits and two synthetic channels. docs/policy-benchmark.md says what the
 figures mean.
