@@ -49,6 +49,7 @@ from splitedge.sim.scenario import Scenario
 from splitedge.sim.workload import Rows
 
 _MAX_MS = 0xFFFF_FFFF
+_ENCODE, _FILTER = StageKind.ENCODE, Source.FILTER
 
 Ended = Callable[["Edge", Record, int, bool], None]
 
@@ -101,8 +102,6 @@ class Edge:
         self.index = index
         self.engine = engine
         options = engine.options
-        self._options: tuple[Option, ...] = options
-        self._remote = tuple(option.remote for option in options)
         self._on_head = tuple(on_head(option) for option in options)
         self._stage_option = _stage_options(options)
         self._seconds = Seconds([o.edge_s for o in options], [o.edge_s_q95 for o in options])
@@ -116,6 +115,7 @@ class Edge:
         shell = scenario.shell
         self._stage_s, self._send_s = shell.stage_ms / 1e3, shell.send_ms / 1e3
         self._receive_s, self._cloud_s = shell.receive_ms / 1e3, shell.cloud_ms / 1e3
+        self._up, self._down = links
         self._cloud = cloud
         self._session = Session(self, index.to_bytes(8, "big"))
         self._battery = battery
@@ -208,16 +208,16 @@ class Edge:
     def _stage_done(self, now: float, done: tuple[int, Stage, int, float]) -> None:
         request, stage, option, seconds = done
         row = self._rows[request - 1]
-        if stage.kind is not StageKind.ENCODE:
+        if stage.kind is not _ENCODE:
             sure = self._answers.confidence[option][row]
             self._feed(now, StageDone(request, stage, seconds, 0.0, sure))
             return
         self._encoded[request] = option
         sure, nbytes = self._answers.encoded(option, row)
-        if self._options[option].route is Route.CLOUD:
-            self._feed(now, StageDone(request, stage, 0.0, seconds, sure, nbytes))
-        else:
+        if self._on_head[option]:
             self._feed(now, StageDone(request, stage, seconds, 0.0, sure, nbytes))
+        else:
+            self._feed(now, StageDone(request, stage, 0.0, seconds, sure, nbytes))
 
     # The cloud ------------------------------------------------------------------------------------
 
@@ -239,7 +239,9 @@ class Edge:
         if self._send_s:
             self._later(now + self._send_s, self._on_link, (nbytes, then, what))
         else:
-            self._link.up(now, nbytes, then, what)
+            arrives = self._up.send(now, nbytes)
+            if arrives < math.inf:
+                self._later(arrives, then, what)
 
     def _on_link(self, now: float, message: tuple[int, Callable[[float, Any], None], Any]) -> None:
         self._link.up(now, *message)
@@ -274,7 +276,9 @@ class Edge:
             nbytes = self._answers.bytes_down[reply.option]
         else:
             nbytes = sizes.refuse(reply.refusal, reply.message)
-        self._link.down(now, nbytes, self._arrived_back, (connection, self._hear_reply, reply, nbytes))
+        arrives = self._down.send(now, nbytes)
+        if arrives < math.inf:
+            self._later(arrives, self._arrived_back, (connection, self._hear_reply, reply, nbytes))
 
     def _arrived_back(self, now: float, what: tuple[int, Callable[..., None], Any, int]) -> None:
         """The last byte of a message from the cloud is here."""
@@ -362,7 +366,7 @@ class Edge:
     def _answer(self, now: float, action: Answer) -> None:
         request, record = action.request, action.record
         row = self._rows[request - 1]
-        if action.source is Source.FILTER:
+        if action.source is _FILTER:
             option = self._encoded[request]
         else:
             option = self._answers.index[record.option]

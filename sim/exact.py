@@ -50,6 +50,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.stopped = False
         self._heap: list[tuple[float, int, Call, Any]] = []
         self._made = 0
 
@@ -58,13 +59,12 @@ class Clock:
         self._made += 1
         heappush(self._heap, (at, self._made, call, what))
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Make calls until `until()` holds."""
+    def run(self) -> None:
+        """Make calls until one sets `stopped`."""
         heap = self._heap
-        while not until():
-            at, _, call, what = heappop(heap)
-            self.now = at
-            call(at, what)
+        while not self.stopped:
+            self.now, _, call, what = heappop(heap)
+            call(self.now, what)
 
 
 def run_exact(
@@ -150,7 +150,8 @@ class _World:
         for device in range(scenario.device.count):
             links = shared if shared is not None else links_of_device(scenario, up, down, device)
             self._edge(device, links).start()
-        self._clock.run(lambda: out.count >= total)
+        if total:
+            self._clock.run()
         return Simulation(
             policy=name,
             trace=up.source,
@@ -193,7 +194,9 @@ class _World:
         watched = edge.engine.policy
         if isinstance(watched, Watched) and watched.failure is not None:
             raise SimulationError(watched.failure)
-        if self._progress is not None and (out.count % _TOLD == 0 or out.count == self._total):
+        if out.count == self._total:
+            self._clock.stopped = True
+        if self._progress is not None and (out.count % _TOLD == 0 or self._clock.stopped):
             self._progress(out.count / self._total)
 
 

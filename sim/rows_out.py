@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ CHUNK = 4096
 _DTYPES: dict[str, npt.DTypeLike] = {"int": np.int64, "float": np.float64, "bool": np.bool_}
 _TEXTS = tuple(field.name for field in fields(Record) if field.type == "str" and field.name != "reason")
 _NUMBERS = {field.name: _DTYPES[str(field.type)] for field in fields(Record) if str(field.type) in _DTYPES}
+
+_values = attrgetter(*_NUMBERS, *_TEXTS)
 
 
 class RowsOut:
@@ -65,11 +68,13 @@ class RowsOut:
         records, words = self._records, self._words
         if not records:
             return
+        columns = dict(zip((*_NUMBERS, *_TEXTS), zip(*map(_values, records), strict=True), strict=True))
         for name, dtype in _NUMBERS.items():
-            self._chunk(name, np.array([getattr(record, name) for record in records], dtype))
+            self._chunk(name, np.array(columns[name], dtype))
         for name in _TEXTS:
-            codes = [words.setdefault(getattr(record, name), len(words)) for record in records]
-            self._chunk(name, np.array(codes, np.int32))
+            for word in set(columns[name]):
+                words.setdefault(word, len(words))
+            self._chunk(name, np.array([words[word] for word in columns[name]], np.int32))
         device, row, right = zip(*self._mine, strict=True)
         self._chunk("device", np.array(device, np.int64))
         self._chunk("row", np.array(row, np.int64))

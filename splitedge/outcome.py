@@ -34,8 +34,8 @@ def answered(
     """The record of a request answered by `option`; without a policy it does not say why as planned."""
     record = _measured(r, now, paths, power)
     chosen = paths.options[option]
-    record.option = chosen.name
-    record.route = chosen.route.value
+    record.option = paths.names[option]
+    record.route = paths.routes[option]
     record.cut = chosen.cut or ""
     record.codec = chosen.codec or ""
     record.level = chosen.level if chosen.remote else -1
@@ -44,7 +44,7 @@ def answered(
     record.met = record.latency_s <= r.deadline_s
     record.degraded = option != r.target or r.broken
     if record.degraded:
-        record.reason = _fell(r, chosen.name)
+        record.reason = _fell(r, record.option)
     elif policy is not None:
         record.reason = _meant(r, policy)
     return record
@@ -128,7 +128,7 @@ def _measured(r: Request, now: float, paths: Paths, power: PowerModel) -> Record
         t_s=r.t,
         rows=r.rows,
         deadline_s=r.deadline_s,
-        planned=paths.options[r.planned].name if r.planned != NONE else "",
+        planned=paths.names[r.planned] if r.planned != NONE else "",
         forced=r.forced is not None,
         latency_s=now - r.t,
         head_s=r.head_s,
