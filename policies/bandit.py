@@ -16,7 +16,7 @@ from splitedge.policies.chance import link_of
 from splitedge.policies.linear_bandit import LinearArms
 from splitedge.policies.model_file import Model, read_model, write_model
 from splitedge.policies.plan_ahead import weigh
-from splitedge.policy import Decision, Estimate, Observation, Option, Policy, joules
+from splitedge.policy import Decision, Estimate, Observation, Option, Policy
 from splitedge.policy_argument import read_argument
 from splitedge.record import Record
 
@@ -195,7 +195,8 @@ class Bandit(Policy):
             learned = arms.mean(x) + self.explore * arms.bonus(x)
         else:
             learned = arms.draw(x, self.explore, self._rng)
-        total = np.where(np.isneginf(prior), prior, prior + learned)
+        # Rounded, so that sums in another order decide alike.
+        total = np.round(np.where(np.isneginf(prior), prior, prior + learned), 9)
         best = total.argmax(-1)
         chosen = np.take_along_axis(prior, best[..., None], -1)[..., 0]
         under_way = _UnderWay(obs.t_s, obs.t_s + obs.deadline_s, best, x, chosen)
@@ -266,8 +267,7 @@ def priors(obs: Observation, joule: float) -> Floats:
     forecast = obs.goodput
     worth = weigh(obs, link_of(forecast, 0.0, 0.0))
     columns = [
-        np.where(np.asarray(one.value) < 0.0, -math.inf, one.value - joule * joules(option, obs))
-        for one, option in zip(worth, obs.options, strict=True)
+        np.where(np.asarray(one.value) < 0.0, -math.inf, one.value - joule * one.joules) for one in worth
     ]
     return np.stack(np.broadcast_arrays(*columns), -1)
 

@@ -145,8 +145,8 @@ def bandit(
     with _bar(progress) as tell:
         found = fit_bandit(read_columns(records), table, joules=joules, ridge=ridge, progress=tell)
     _say(
-        f"{found.rows} requests: squared error of the reward {found.before:.4f} as predicted, {found.after:.4f} "
-        "with what was learned (validation part)"
+        f"{found.rows} requests: squared error of the reward {found.before:.4f} as predicted, "
+        f"{found.after:.4f} with what was learned (validation part)"
     )
     _wrote(out, save(str(out), found))
 

@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from splitedge.errors import PolicyError
+from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
 from splitedge.policies.chance import Link, link_of
 from splitedge.policies.forecast import clip, make_forecast
 from splitedge.policies.plan_ahead import Ahead, Worth, most, some, unbeaten, weigh
+from splitedge.policies.scout import check_scout
 from splitedge.policy import (
     Decision,
     Estimate,
@@ -21,7 +23,6 @@ from splitedge.policy import (
     Option,
     Policy,
     Route,
-    joules,
     latency_hoped,
     where,
 )
@@ -59,7 +60,7 @@ class Mpc(Policy):
     The probability comes from the forecast's distribution of goodput and the quantiles of round trip, queue
     and compute, not from one quantile that must hold. `horizon` - 1 more requests are planned behind it, at
     the pace they have come lately: a large payload leaves a queue on the uplink, a slow local model one on
-    the device, and both make others late. Plans within `tolerance` a request are equals, the least joules
+    the device, and both make others late. Plans within `tolerance` are equals, the least joules
     win.
 
     The policy keeps its own account of bits under way, and learns from each record: the forecast how wide it
@@ -80,6 +81,7 @@ class Mpc(Policy):
         forecast: `holt`, `ewma`, `harmonic`, or a file that `splitedge policy fit forecast` wrote.
         tolerance: of probability, in [0, 1].
         scout_s: seconds; inf for never.
+        low, low_tolerance, critical, critical_tolerance: see `Battery`; nothing scouts at a critical charge.
 
     Raises:
         PolicyError: a value out of range, no such forecast, or its file can not be read.
@@ -88,15 +90,23 @@ class Mpc(Policy):
     name: ClassVar[str] = "mpc"
 
     def __init__(
-        self, horizon: int = 3, forecast: str = "holt", tolerance: float = 0.003, scout_s: float = 1.0
+        self,
+        horizon: int = 3,
+        forecast: str = "holt",
+        tolerance: float = 0.003,
+        scout_s: float = 1.0,
+        low: float = LOW,
+        low_tolerance: float = LOW_TOLERANCE,
+        critical: float = CRITICAL,
+        critical_tolerance: float = CRITICAL_TOLERANCE,
     ) -> None:
         if not 1 <= horizon <= 20:
             raise PolicyError(f"policy 'mpc': the horizon must be 1 to 20 requests, got {horizon}")
         if not 0.0 <= tolerance <= 1.0:
             raise PolicyError(f"policy 'mpc': the tolerance must be in [0, 1], got {tolerance}")
-        if not scout_s > 0.0:
-            raise PolicyError(f"policy 'mpc': scout_s must be above 0 seconds, got {scout_s}")
-        self.horizon, self.forecast, self.tolerance, self.scout_s = horizon, forecast, tolerance, scout_s
+        self.horizon, self.forecast, self.tolerance = horizon, forecast, tolerance
+        self.scout_s = check_scout(self.name, scout_s)
+        self.battery = Battery(self.name, low, low_tolerance, critical, critical_tolerance)
         self._shape: tuple[int, ...] | None = None
         self._options: tuple[Option, ...] = ()
         self._candidates: tuple[int, ...] = ()
@@ -134,7 +144,8 @@ class Mpc(Policy):
         self._watch(obs)
         link = link_of(self._robust(obs), self._backlog, self._shift)
         worth = weigh(obs, link)
-        best = _cheapest(obs, self._totals(obs, link, worth), self.tolerance)
+        tolerance = self.battery.tolerance(self.tolerance, obs.battery)
+        best = _cheapest(worth, self._totals(obs, link, worth, tolerance), tolerance)
         scouts = self._scout(obs, worth, best)
         option = where(scouts >= 0, scouts, best)
         self._book(obs, link, worth, option)
@@ -182,7 +193,7 @@ class Mpc(Policy):
         bound = middle / (1.0 + worst)
         return Estimate(middle, where(low < bound, low, bound), high)
 
-    def _totals(self, obs: Observation, link: Link, worth: list[Worth]) -> list[Any]:
+    def _totals(self, obs: Observation, link: Link, worth: list[Worth], tolerance: Any) -> list[Any]:
         """What each option's plan is worth; -1 out of reach."""
         if self.horizon == 1:
             return [one.value for one in worth]
@@ -194,7 +205,7 @@ class Mpc(Policy):
         totals: list[Any] = [-1.0] * len(worth)
         for i in sorted(range(len(worth)), key=lambda i: -most(worth[i].value)):
             one = worth[i]
-            near = (one.value >= 0.0) & (one.value + ahead.most >= best - self.tolerance)
+            near = (one.value >= 0.0) & (one.value + ahead.most >= best - tolerance)
             if not some(near):
                 continue  # whatever follows, another plan is better
             total = where(near, one.value + ahead.value(one.edge_s, one.up_s), -1.0)
@@ -207,7 +218,8 @@ class Mpc(Policy):
 
         Nothing may be lost by it: the device's own answer behind the scout must be as good.
         """
-        due = (obs.unsent_s >= self.scout_s) & obs.link_up
+        due = (obs.unsent_s >= self.scout_s) & obs.link_up & (self.scout_s < math.inf)
+        due = where(self.battery.is_critical(obs.battery), False, due)
         if not some(due):
             return -1
         local: Any = 0.0
@@ -294,10 +306,11 @@ class Mpc(Policy):
         return (
             f"{option.name} begins the best plan of {plan}{left}: in time with {worth.chance:.1%}, right and "
             f"in time with {worth.value:.1%}{behind} ({link})"
+            f"{self.battery.reason(self.tolerance, obs.battery)}"
         )
 
 
-def _cheapest(obs: Observation, totals: list[Any], tolerance: float) -> Any:
+def _cheapest(worth: list[Worth], totals: list[Any], tolerance: Any) -> Any:
     """The option of least joules among those within `tolerance` of the best; of equals, the best."""
     top: Any = -math.inf
     for total in totals:
@@ -305,8 +318,8 @@ def _cheapest(obs: Observation, totals: list[Any], tolerance: float) -> Any:
     best: Any = 0
     best_j: Any = math.inf
     best_total: Any = -math.inf
-    for i, option in enumerate(obs.options):
-        cost = where(totals[i] >= top - tolerance, joules(option, obs), math.inf)
+    for i, one in enumerate(worth):
+        cost = where(totals[i] >= top - tolerance, one.joules, math.inf)
         better = (cost < best_j) | ((cost == best_j) & (cost < math.inf) & (totals[i] > best_total))
         best = where(better, i, best)
         best_j = where(better, cost, best_j)
@@ -318,4 +331,4 @@ def _same(one: Any, other: Any) -> bool:
     """Whether two times are the same but for rounding."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, rtol=0.0, atol=1e-6))
-    return one == other or abs(one - other) < 1e-6
+    return bool(one == other or abs(one - other) < 1e-6)

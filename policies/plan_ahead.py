@@ -9,7 +9,7 @@ import numpy as np
 
 from splitedge.policies.chance import Link, arrives, done
 from splitedge.policies.latency import known_accuracy
-from splitedge.policy import Observation, Option, Route, where
+from splitedge.policy import Observation, Option, Route, joules, where
 
 #: Weights of the 5th, 50th and 95th percentile in place of a distribution (Pearson and Tukey, Biometrika
 #: 1965).
@@ -24,6 +24,7 @@ class Worth(NamedTuple):
         chance: that of an answer by the option itself in time.
         fallback: probability of a right answer of the device in time, if the cloud's comes too late.
         edge_s, up_s: seconds until device and uplink are free again.
+        joules: of the device, its own answer counted as far as it will be needed.
     """
 
     value: Any
@@ -31,6 +32,7 @@ class Worth(NamedTuple):
     fallback: Any
     edge_s: Any
     up_s: Any
+    joules: Any
 
 
 def left_of(option: Option, obs: Observation, depth_s: float) -> tuple[Any, Any]:
@@ -63,7 +65,8 @@ def weigh(obs: Observation, link: Link) -> list[Worth]:
         begins, begins_q = wait + left[i][0], wait + left[i][1]
         if not option.remote:
             chance = done(deadline, begins, begins_q)
-            found.append(Worth(chance * right[i], chance, 0.0, begins, busy_s))
+            cost = joules(option, obs)
+            found.append(Worth(chance * right[i], chance, 0.0, begins, busy_s, cost))
             continue
         chance, gone = _sent(option, obs, link, begins, begins_q)
         fallback: Any = 0.0
@@ -77,7 +80,9 @@ def weigh(obs: Observation, link: Link) -> list[Worth]:
             fallback, spent = where(better, value, fallback), where(better, more[0], spent)
         value = chance * right[i] + (1.0 - chance) * fallback
         value = where(reach, value, -1.0)
-        found.append(Worth(value, chance, fallback, begins + (1.0 - chance) * spent, gone))
+        needed = (1.0 - chance) * spent
+        cost = joules(option, obs) + needed * obs.joules_per_edge_s
+        found.append(Worth(value, chance, fallback, begins + needed, gone, cost))
     return found
 
 

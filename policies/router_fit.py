@@ -33,8 +33,8 @@ def labels_of(
     - `prob`: Pr[H >= 0] where each answer is right with its calibrated confidence: what is near a coin's
       throw is not taught as certain.
     - `trans`: Pr[H >= -t], for an edge so much weaker that the others are 0 nearly everywhere. Quality is
-      here the probability given to the right class (the confidence where right, what is left where wrong); t
-      is chosen so that the labels differ most from each other, mean |y_i - y_j| over all pairs.
+      here graded, the confidence where right and 0 where wrong; t is chosen so that the labels differ most
+      from each other, mean |y_i - y_j| over all pairs.
 
     The confidences are the models' own, so `prob` and `trans` are as good as their calibration.
     """
@@ -52,12 +52,10 @@ def labels_of(
 
 
 def _at_least(edge: Floats, cloud: Floats, t: float) -> Floats:
-    """Pr[q(edge) >= q(cloud) - t] where each is right with its confidence c: quality c then, else 1 - c."""
-    total = np.zeros(len(edge))
-    for edge_quality, edge_chance in ((edge, edge), (1.0 - edge, 1.0 - edge)):
-        for cloud_quality, cloud_chance in ((cloud, cloud), (1.0 - cloud, 1.0 - cloud)):
-            total += edge_chance * cloud_chance * (edge_quality >= cloud_quality - t - 1e-12)
-    return total
+    """Pr[q(edge) >= q(cloud) - t], where q is the confidence c with probability c, else 0."""
+    both = edge * cloud * (edge >= cloud - t - 1e-12)
+    neither_needs = edge * (1.0 - cloud) + (1.0 - edge) * (1.0 - cloud)
+    return both + neither_needs + (1.0 - edge) * cloud * (cloud <= t + 1e-12)
 
 
 def _pairwise(y: Floats) -> float:
@@ -115,7 +113,8 @@ def fit_router(
         )
     if y[train].std() < 1e-6:
         raise PolicyError(
-            f"labels '{labels}' are all {y[train][0]:.2f}: nothing to learn; take 'prob', 'trans' or another pair"
+            f"labels '{labels}' are all {y[train][0]:.2f}: nothing to learn; take 'prob' or 'trans', or "
+            "another pair of options"
         )
     progress("training", 0.2)
     mean, scale = x[train].mean(0), x[train].std(0)

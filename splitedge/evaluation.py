@@ -64,6 +64,7 @@ class Evaluation:
 
     def save(self, path: Path | str) -> None:
         """Write all arrays to an `.npz` (no pickle inside)."""
+        features: dict[str, Any] = {} if self.features is None else {"features": self.features}
         np.savez_compressed(
             path,
             options=np.array(self.options),
@@ -73,7 +74,7 @@ class Evaluation:
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
             evidence=np.array(_EVIDENCE.dump_json(dict(self.evidence)).decode()),
-            **({} if self.features is None else {"features": self.features}),
+            **features,
         )
 
     @classmethod
@@ -90,8 +91,9 @@ class Evaluation:
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
                 if "evidence" in data:
                     evidence = _EVIDENCE.validate_json(str(data["evidence"]))
-                arrays = (data[name] for name in ("correct", "confidence", "nbytes", "labels"))
-                found = cls(names, *arrays, table, evidence, data.get("features"))
+                correct, confidence, nbytes = data["correct"], data["confidence"], data["nbytes"]
+                labels, features = data["labels"], data.get("features")
+                found = cls(names, correct, confidence, nbytes, labels, table, evidence, features)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))

@@ -307,6 +307,16 @@ class Policy(ABC):
         return cls()
 
 
+def wants_features(policy: Policy) -> bool:
+    """Whether a policy, or one that it wraps, wants `Observation.features`."""
+    asked: Policy | None = policy
+    while asked is not None:
+        if asked.wants_features:
+            return True
+        asked = asked.inner
+    return False
+
+
 def make_policy(spec: str | Policy, options: Sequence[Option]) -> Policy:
     """Make a registered policy from `name` or `name:argument` and check it against a deployment.
 

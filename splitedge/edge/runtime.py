@@ -48,7 +48,7 @@ from splitedge.events import (
     Tick,
 )
 from splitedge.parts import EdgeModel, Flow, Outcome
-from splitedge.policy import Route
+from splitedge.policy import Route, wants_features
 from splitedge.power import BatteryMeter
 from splitedge.record import Record
 from splitedge.records import RecordStore
@@ -265,7 +265,7 @@ class EdgeRuntime:
             self._forget(request)
 
     def _features(self, flow: Flow) -> tuple[float, ...] | None:
-        return self._model.features(flow) if self._engine.policy.wants_features else None
+        return self._model.features(flow) if wants_features(self._engine.policy) else None
 
     def _forget(self, request: int) -> None:
         self._calls.pop(request, None)
