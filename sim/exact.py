@@ -15,12 +15,13 @@ from splitedge.policy import Option, Policy
 from splitedge.power import PowerModel, power_profile
 from splitedge.record import Record
 from splitedge.sim.answers import Answers
+from splitedge.sim.channel import links_of
 from splitedge.sim.cloud import SimCloud
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import Battery, scaled
 from splitedge.sim.dry_run import Watched, rehearse
 from splitedge.sim.edge import Edge, Work
-from splitedge.sim.link import Channel, Link
+from splitedge.sim.link import Link
 from splitedge.sim.policies import policy_for
 from splitedge.sim.rows_out import RowsOut
 from splitedge.sim.scenario import Scenario
@@ -29,6 +30,7 @@ from splitedge.sim.traces import Trace
 from splitedge.sim.workload import (
     CLOUD,
     EDGE,
+    LOSS,
     arrivals,
     read_arrivals,
     requests_of,
@@ -201,12 +203,13 @@ class _World:
 
 
 def links_of_device(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
-    """Fresh links of one device. Both ways take the RTT of the uplink's trace: there is one path."""
+    """Fresh links of one device, with every option of the scenario's channel."""
     part = scenario.channel
-    rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
     start = start_s(scenario, device, up.duration_s)
-    one, other = (
-        Channel(capacity, rtt, part.buffer_kb * 1000, start, part.loop)
-        for capacity in (up.capacity("up"), down.capacity("down"))
-    )
-    return Link(one), Link(other)
+    down_start = None
+    if part.down_start_s is not None:
+        down_start = part.down_start_s + start - part.start_s
+        down_start = down_start % down.duration_s if part.loop else down_start
+    lost = int(stream(scenario.seed, device, LOSS).integers(1 << 31))
+    moved = part.model_copy(update={"start_s": start, "down_start_s": down_start})
+    return links_of(moved, up, down, lost)

@@ -7,8 +7,10 @@ The processes belong to one user and trust each other: joblib, Dask and Ray hand
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 from splitedge.errors import ConfigError, MissingExtra
@@ -82,27 +84,24 @@ def _joblib(argument: str, call: _Numbered, items: list[tuple[int, Any]]) -> Ite
 
 
 def _dask(argument: str, call: _Numbered, items: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    try:
-        from dask.distributed import Client, LocalCluster, as_completed
-    except ImportError as error:
-        raise MissingExtra("scale", "executor 'dask'") from error
+    dask = _extra("dask.distributed", "executor 'dask'")
     if argument and not argument.isdecimal():
         try:
-            client = Client(argument, timeout="10s")
+            client = dask.Client(argument, timeout="10s")
         except (OSError, ValueError) as error:
             raise ConfigError(f"executor 'dask:{argument}': no scheduler answers there ({error})") from error
         cluster = None
     else:
-        cluster = LocalCluster(
+        cluster = dask.LocalCluster(
             n_workers=int(argument or _cores()),
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address=None,
         )
-        client = Client(cluster)
+        client = dask.Client(cluster)
     try:
         futures = client.map(call, items, pure=False)
-        for _, result in as_completed(futures, with_results=True):
+        for _, result in dask.as_completed(futures, with_results=True):
             yield result
     finally:
         client.close()
@@ -111,17 +110,14 @@ def _dask(argument: str, call: _Numbered, items: list[tuple[int, Any]]) -> Itera
 
 
 def _ray(argument: str, call: _Numbered, items: list[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("scale", "executor 'ray'") from error
+    ray = _extra("ray", "executor 'ray'")
     ours = not ray.is_initialized()
     if ours:
         where: dict[str, Any] = {"address": argument}
         if not argument or argument.isdecimal():
             where = {"address": "local", "num_cpus": int(argument or _cores()), "include_dashboard": False}
         try:
-            ray.init(log_to_driver=False, logging_level="error", **where)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"executor 'ray:{argument}': no cluster there ({error})") from error
     try:
@@ -137,6 +133,14 @@ def _ray(argument: str, call: _Numbered, items: list[tuple[int, Any]]) -> Iterat
     finally:
         if ours:
             ray.shutdown()
+
+
+def _extra(module: str, needed_for: str) -> Any:
+    """A module of the extra 'scale'; untyped, so that types do not depend on whether it is installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtra("scale", needed_for) from error
 
 
 def _called(call: _Numbered, item: tuple[int, Any]) -> tuple[int, Any]:

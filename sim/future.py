@@ -94,8 +94,10 @@ class Future:
         return cls(scenario, options, answers.bytes_down, asks, times, up, down)
 
     def links(self, device: int) -> tuple[Link, Link]:
-        """Fresh links of a device, up and down, that lose no packet."""
-        return links_of_device(self.scenario, self.up, self.down, device)
+        """Fresh links of a device that lose no packet, each way with a medium of its own."""
+        channel = self.scenario.channel.model_copy(update={"loss": 0.0, "half_duplex": False})
+        scenario = self.scenario.model_copy(update={"channel": channel})
+        return links_of_device(scenario, self.up, self.down, device)
 
 
 def _asks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import hashlib
 import itertools
@@ -79,7 +80,7 @@ class Sweep:
     oracle: bool | None = None
 
     def runs(self) -> tuple[Run, ...]:
-        """All runs, in order: the last axis and the repetition change fastest.
+        """All runs, in order: policies, then traces, then the other axes; the repetition changes fastest.
 
         Raises:
             ConfigError: an axis is no key of a scenario, is there twice or is empty, or a value does not fit.
@@ -93,8 +94,8 @@ class Sweep:
                 trouble = "is named twice" if name in axes else "has no values"
                 raise ConfigError(f"sweep: the axis '{name}' {trouble}")
             axes[name] = list(dict.fromkeys(values))
-        axes.setdefault("policy", [self.scenario.policy])
-        axes.setdefault("channel.up", [self.scenario.channel.up])
+        always = {"policy": [self.scenario.policy], "channel.up": [self.scenario.channel.up]}
+        axes = {**always, **axes}
         wanted = self.scenario.mode == "exact" if self.oracle is None else self.oracle
         if wanted and ORACLE not in axes["policy"]:
             axes["policy"].append(ORACLE)
@@ -142,7 +143,13 @@ def full_key(key: str) -> str:
         return meant[0]
     if meant:
         raise ConfigError(f"sweep: '{key}' could be {' or '.join(meant)}; write it out")
-    raise ConfigError(f"sweep: a scenario has no key '{key}'; it has {', '.join(known)}")
+    near = difflib.get_close_matches(name, [*known, *(leaf.rpartition(".")[2] for leaf in known)], n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    mostly = [leaf for leaf in known if not leaf.startswith(("engine.", "link."))]
+    raise ConfigError(
+        f"sweep: a scenario has no key '{key}'.{hint} It has {', '.join(mostly)}, and those of the tables "
+        "engine and link"
+    )
 
 
 def vary(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:

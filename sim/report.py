@@ -82,10 +82,7 @@ def single(scenario: Scenario, run: Simulation) -> SweepResult:
 
 
 def _pictures(data: Data) -> list[Picture]:
-    lines, traces = len(data.shown), len(data.traces)
-    first = next(iter(data.pairs()))[0]
-    where = data.trace_names[first.point["channel.up"]]
-    against = ORACLE in data.policies
+    lines = len(data.shown)
     found = [
         Picture(
             "latency",
@@ -98,30 +95,27 @@ def _pictures(data: Data) -> list[Picture]:
         Picture(
             "routes",
             "Where requests were answered",
-            f"Each strip is a policy, each column a stretch of time of one run over {where}; "
+            f"Each strip is a policy, each column a stretch of time of one run over {_where(data)}; "
             "below, what the uplink could carry.",
             plots.routes,
             1.9 + 0.62 * lines,
         ),
-        Picture(
-            "pareto",
-            "Accuracy, time and energy",
-            "Up and to the left is better. Larger points cost the device more joules a request; "
-            "a hollow point is beaten in all three by another policy (oracles, in grey, apart).",
-            plots.pareto,
-            3.4,
-        ),
-        Picture(
-            "regret",
-            "Regret by trace, percentage points" if against else "Right in time by trace, %",
-            "How many more of 100 requests the oracle answered right within the deadline: 0 is perfect."
-            if against
-            else "Requests of 100 that were answered right within the deadline.",
-            plots.regret,
-            1.5 + 0.34 * traces,
-        ),
-        Picture("bytes", "What was sent", "Framed bytes, mean a request.", plots.traffic, 1.0 + 0.36 * lines),
     ]
+    if lines > 1:
+        found.append(
+            Picture(
+                "pareto",
+                "Accuracy, time and energy",
+                "Up and to the left is better. Larger points cost the device more joules a request; "
+                "a hollow point is beaten in all three by another policy (oracles, in grey, apart).",
+                plots.pareto,
+                3.4,
+            )
+        )
+    if lines * len(data.traces) > 1:
+        found.append(_by_trace(data))
+    sent = "Framed bytes, mean a request."
+    found.append(Picture("bytes", "What was sent", sent, plots.traffic, 1.0 + 0.36 * lines))
     for key in data.numeric_axes:
         name = column(key)
         draw: Draw = partial(plots.along, key=key)
@@ -129,6 +123,22 @@ def _pictures(data: Data) -> list[Picture]:
         file = f"along-{name.replace('.', '-')}"
         found.append(Picture(file, f"Right in time along {name}", text, draw, 3.2))
     return found
+
+
+def _by_trace(data: Data) -> Picture:
+    height = 1.5 + 0.34 * len(data.traces)
+    if ORACLE in data.policies and len(data.policies) > 1:
+        text = "How many more of 100 requests the oracle answered right within the deadline: 0 is perfect."
+        return Picture("regret", "Regret by trace, percentage points", text, plots.regret, height)
+    text = "Requests of 100 that were answered right within the deadline."
+    return Picture("regret", "Right in time by trace, %", text, plots.regret, height)
+
+
+def _where(data: Data) -> str:
+    """The trace of the example, and its other axes."""
+    point = data.example.point
+    others = [f"{key} {value}" for key, value in point.items() if key not in ("policy", "channel.up")]
+    return ", ".join([data.trace_names[point["channel.up"]], *others])
 
 
 def _draw(picture: Picture, data: Data, theme: Theme, titled: bool = False) -> bytes:

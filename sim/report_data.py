@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from splitedge.sim.digest import Digest
 from splitedge.sim.grid import ORACLE, Run, is_oracle
 from splitedge.sim.intervals import Means, means
@@ -54,6 +56,12 @@ class Data:
         for run, outcome in zip(self.result.runs, self.result.outcomes, strict=True):
             if outcome.digest is not None and policy in (None, run.scenario.policy):
                 yield run, outcome.digest
+
+    @cached_property
+    def example(self) -> Run:
+        """The run of the best policy that used the most different ways to answer."""
+        best = next(iter(self.policies))
+        return max(self.pairs(best), key=lambda pair: _mixture(pair[1]))[0]
 
     def line(self, policy: str) -> dict[str, Any]:
         """Colour and dashes of a policy, the same in every picture."""
@@ -104,3 +112,10 @@ class Data:
 def _sharing(end: tuple[str, ...], paths: list[str]) -> int:
     """How many of the paths end like this."""
     return sum(Path(path).parts[-len(end) :] == end for path in paths)
+
+
+def _mixture(one: Digest) -> float:
+    """Entropy of the ends that a run's requests came to."""
+    share = one.ends.sum(axis=0) / max(1.0, float(one.ends.sum()))
+    used = share[share > 0.0]
+    return float(-(used * np.log(used)).sum())

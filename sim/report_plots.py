@@ -32,21 +32,22 @@ def latency(figure: Any, data: Data, theme: Theme) -> None:
         axis.step(ms, share, where="post", label=label, **data.line(name))
     for deadline in data.deadlines_s:
         axis.axvline(1e3 * deadline, color=theme.ink, linewidth=0.8, linestyle=(0, (2, 2)))
-    for deadline in data.deadlines_s[:: max(1, len(data.deadlines_s) // 4)]:
-        note = f"deadline {1e3 * deadline:g} ms"
-        axis.text(1e3 * deadline, 0.03, note, fontsize=8, rotation=90, va="bottom", ha="right")
+    for i, deadline in enumerate(data.deadlines_s[:: max(1, len(data.deadlines_s) // 4)]):
+        note = f"{1e3 * deadline:g}" if i else f"deadline {1e3 * deadline:g} ms"
+        top = axis.get_xaxis_transform()
+        axis.text(1e3 * deadline, 1.01, note, fontsize=8, ha="center" if i else "right", transform=top)
     axis.set_xlim(max(1e3 * float(answered.min(initial=1.0)) * 0.8, 0.01), right)
     axis.set_xscale("log")
     _plain_ticks(axis.xaxis)
     axis.set_ylim(0, 1.005)
     axis.set_ylabel("share of requests answered")
     axis.set_xlabel("time from request to answer, ms")
-    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    figure.legend(loc="outside lower left", ncols=3, frameon=False)
 
 
 def routes(figure: Any, data: Data, theme: Theme) -> None:
     """Where requests were answered over time, one strip a policy, above the capacity of the uplink."""
-    run, _ = next(iter(data.pairs()))
+    run = data.example
     strips = [(name, _beside(data, run, name)) for name in data.shown]
     known = [(name, one) for name, one in strips if one is not None]
     axes = figure.subplots(len(known) + 1, 1, sharex=True, height_ratios=[1.0] * len(known) + [1.3])
@@ -68,7 +69,7 @@ def routes(figure: Any, data: Data, theme: Theme) -> None:
     _capacity(axes[-1], run, known[0][1].seconds, theme)
     axes[-1].set_xlabel("time, s")
     patches = [_patch(END_COLOURS[end], _end_name(end), end == "error") for end in used]
-    figure.legend(handles=patches, loc="outside upper left", ncols=min(4, len(patches)), frameon=False)
+    figure.legend(handles=patches, loc="outside lower left", ncols=min(4, len(patches)), frameon=False)
 
 
 def pareto(figure: Any, data: Data, theme: Theme) -> None:
@@ -110,8 +111,8 @@ def regret(figure: Any, data: Data, theme: Theme) -> None:
 
     Without an oracle, the share that was right in time.
     """
-    names = [name for name in data.shown if name != ORACLE]
-    against_oracle = ORACLE in data.policies
+    against_oracle = ORACLE in data.policies and len(data.policies) > 1
+    names = [name for name in data.shown if not (against_oracle and name == ORACLE)]
     regrets = data.result.regret()
     cells = np.full((len(data.traces), len(names)), np.nan)
     index = {run.index: i for i, run in enumerate(data.result.runs)}

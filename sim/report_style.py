@@ -55,7 +55,7 @@ def canvas(theme: Theme, height: float) -> Iterator[Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("sim", "a report") from error
-    style = {
+    style: Any = {
         "font.size": 9.0,
         "axes.titlesize": 10.5,
         "axes.titlelocation": "left",

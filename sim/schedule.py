@@ -1,8 +1,8 @@
 """Choose an option for every request, knowing what comes: a search over the queues of one device.
 
 The model is exact mode's without what only goes wrong: a first-in-first-out device, the link's own queues,
-executors that take requests one by one, the engine's fall-back begun when a reply is late. No retries, no
-refusals, no batches. What a choice is really worth is for exact mode to say.
+executors that take requests one by one, the engine's fall-back begun when a reply is late. No retries,
+refusals or batches, no packet lost, no medium shared. What a choice is really worth is for exact mode to say.
 """
 
 from __future__ import annotations
@@ -77,9 +77,10 @@ class Scheduler:
         up, down = self._future.links(0)
         start = Queues(0.0, 0.0, 0.0, up, down, (0.0,) * self._future.scenario.cloud.executors, -math.inf)
         kept = [start]
-        for ask in self._future.asks:
+        asks = self._future.asks
+        for ask, then in zip(asks, [*(other.t_s for other in asks[1:]), math.inf], strict=True):
             found = [self.after(state, ask, option) for state in kept for option in range(len(self._remote))]
-            kept = self._best(found, ask.t_s)
+            kept = self._best(found, then)
         steps: list[int] = []
         chosen = kept[0].chosen
         while chosen is not None:
@@ -136,7 +137,11 @@ class Scheduler:
         if ended < math.inf:
             heard = down.send(ended + shell.cloud_ms / 1e3, back) + shell.receive_ms / 1e3
         lost = heard == math.inf or any(begin < heard and sent < end for begin, end in self._cuts)
-        joules += self._power.joules(0.0, nbytes, back) + self._power.tail_joules(sent - state.radio_s)
+        joules += self._power.joules(0.0, nbytes, 0.0 if lost else back)
+        radio_s = state.radio_s
+        for moment in (sent,) if lost else (sent, heard):  # each keeps the radio awake from the one before
+            joules += self._power.tail_joules(moment - radio_s)
+            radio_s = max(radio_s, moment)
         device_s = done
         last = ask.limit_s
         if self._spare is not None and ask.limit_s < math.inf:
@@ -153,7 +158,7 @@ class Scheduler:
             up,
             down,
             tuple(sorted((*others, min(ended, 1e12)))),
-            state.radio_s if lost else heard,
+            radio_s,
             chosen,
         )
 
@@ -179,7 +184,9 @@ def _worth(state: Queues) -> tuple[float, float]:
 
 
 def _busy_until(state: Queues, now: float) -> tuple[float, ...]:
-    """When each queue is empty; requests to come will not see what was before `now`."""
+    """When each queue is empty; what is before the next request, at `now`, makes no difference."""
+    if now == math.inf:
+        return ()
     return (
         max(state.device_s, now),
         state.up.room_at(now, state.up.channel.buffer_bytes),

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from splitedge.errors import ConfigError
-from splitedge.policy import make_policy
 from splitedge.sim.digest import Digest, digest
 from splitedge.sim.executors import split_executor, spread
 from splitedge.sim.grid import ORACLE, Run, Sweep, column, is_oracle
 from splitedge.sim.inputs import bound_files, evaluation_of, simulate_files
+from splitedge.sim.policies import policy_for
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.simulation import Simulation
 
@@ -151,9 +151,9 @@ def check(runs: Sequence[Run]) -> None:
         SplitedgeError: a deployment can not be read, a policy does not fit it, a trace is missing.
     """
     for deployment, policy in dict.fromkeys((r.scenario.deployment, r.scenario.policy) for r in runs):
-        table = evaluation_of(deployment).table
+        evaluation = evaluation_of(deployment)
         if not is_oracle(policy):
-            make_policy(policy, table)
+            policy_for(policy, evaluation)
     for path in dict.fromkeys(run.scenario.channel.up for run in runs):
         if not path.is_file():
             raise ConfigError(f"{path}: no such trace")

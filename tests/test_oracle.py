@@ -121,6 +121,26 @@ def test_looking_ahead_beats_the_best_of_the_moment():
     assert reached(12) > share(asked.model_copy(update={"policy": "deadline"}), trace, ev)
 
 
+@pytest.mark.parametrize(
+    "harder",
+    [
+        {"loss": 0.05},
+        {"half_duplex": True},
+        {"outages": ((2.0, 4.0),)},
+        {"cuts": ((2.0, 4.0),)},
+        {"down_start_s": 7.0},
+        {"loop": False, "start_s": 24.0},
+    ],
+)
+def test_bound_holds_whatever_the_channel_does(harder):
+    ev, trace = evaluation(), lte_like(30, 2)
+    asked = scenario(rate_hz=40.0)
+    asked = asked.model_copy(update={"channel": ChannelPart(up="nowhere.csv", **harder)})
+    most = upper_bound(asked, ev, trace, trace)
+    for policy in ("oracle", "static:split", "deadline"):
+        assert share(asked.model_copy(update={"policy": policy}), trace, ev) <= most
+
+
 @pytest.mark.parametrize("shared_cell", [False, True])
 def test_many_devices(shared_cell):
     ev, trace = evaluation(), lte_like(30, 5)

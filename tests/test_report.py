@@ -1,4 +1,4 @@
-"""Reports: one file that fetches nothing, that names can not inject into, with numbers that are the table's."""
+"""Reports: one file that fetches nothing, into which names can not inject, with the table's numbers."""
 
 import re
 from dataclasses import replace
@@ -50,6 +50,11 @@ def result(folder):
     return run_sweep(Sweep(scenario(folder), axes, seeds=2), simulate=fake, bound=no_bound)
 
 
+@pytest.fixture(scope="module")
+def report(result, folder):
+    return write_report(result, folder / "report", "A study")
+
+
 class Tags(HTMLParser):
     """Start tags with their attributes; complains about tags that do not close in order."""
 
@@ -77,9 +82,8 @@ def tags(html):
     return parser.found
 
 
-def test_one_file_that_fetches_nothing(result, tmp_path):
-    path = write_report(result, tmp_path / "report", "A study")
-    html = path.read_text(encoding="utf-8")
+def test_one_file_that_fetches_nothing(report):
+    html = report.read_text(encoding="utf-8")
     found = tags(html)
     links = [
         value
@@ -89,16 +93,14 @@ def test_one_file_that_fetches_nothing(result, tmp_path):
     ]
     assert links and all(link.startswith("data:image/png;base64,") for link in links)
     assert not {tag for tag, _ in found} & {"script", "link", "iframe", "object"}
-    assert (
-        "http://" not in html.replace("http-equiv", "") and "https://" not in html and "@import" not in html
-    )
+    assert not any(text in html for text in ("http://", "https://", "@import", "url("))
     assert any(attributes.get("name") == "viewport" for tag, attributes in found if tag == "meta")
     assert "prefers-color-scheme: dark" in html
     assert len([tag for tag, _ in found if tag == "img"]) == 6
     assert all(attributes["alt"] for tag, attributes in found if tag == "img")
-    pictures = sorted(p.stem for p in path.parent.glob("*.png"))
+    pictures = sorted(p.stem for p in report.parent.glob("*.png"))
     assert pictures == ["along-work-deadline_ms", "bytes", "latency", "pareto", "regret", "routes"]
-    for picture in path.parent.glob("*.png"):
+    for picture in report.parent.glob("*.png"):
         with Image.open(picture) as image:
             assert image.width == 896
             assert len(set(image.convert("L").resize((64, 64)).get_flattened_data())) > 8  # not blank
@@ -113,30 +115,14 @@ def test_names_can_not_inject(folder, tmp_path):
     made = single(one, run)
     both = SweepResult((*made.runs, failed), (*made.outcomes, Outcome(error=f"TraceError: {EVIL}")))
     html = write_report(both, tmp_path, EVIL).read_text(encoding="utf-8")
-    assert {tag for tag, _ in tags(html)} <= {
-        *(
-            "html",
-            "head",
-            "meta",
-            "title",
-            "style",
-            "body",
-            "h1",
-            "h2",
-            "p",
-            "div",
-            "table",
-            "thead",
-            "tbody",
-        ),
-        *("tr", "th", "td", "figure", "figcaption", "picture", "source", "img"),
-    }
+    assert {tag for tag, _ in tags(html)}.isdisjoint({"script", "iframe", "object", "embed", "link", "a"})
+    assert all(set(attributes) <= {"src", "alt"} for tag, attributes in tags(html) if tag == "img")
     assert not any(name.startswith("on") for _, attributes in tags(html) for name in attributes)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x_{$" in html
 
 
-def test_headline_says_what_the_table_says(result, tmp_path):
-    html = write_report(result, tmp_path).read_text(encoding="utf-8")
+def test_headline_says_what_the_table_says(result, report):
+    html = report.read_text(encoding="utf-8")
     columns = result.columns()
     for policy in ("static:local", "static:split", "oracle"):
         mine = columns["policy"] == policy
@@ -176,14 +162,9 @@ def test_digest_adds_up(folder):
 
 def test_a_run_without_one_answer_still_gives_a_report(folder, tmp_path):
     run = fake(scenario(folder))
-    nothing = {
-        "error": np.full(300, "LinkDown"),
-        "latency_s": np.full(300, np.nan),
-        "right": np.zeros(300, bool),
-    }
-    dead = replace(
-        run, columns={**run.columns, **nothing, "met": np.zeros(300, bool), "route": np.full(300, "")}
-    )
+    none = np.zeros(300, bool)
+    nothing = {"error": np.full(300, "LinkDown"), "route": np.full(300, ""), "right": none, "met": none}
+    dead = replace(run, columns={**run.columns, **nothing, "latency_s": np.full(300, np.nan)})
     html = write_report(single(scenario(folder), dead), tmp_path).read_text(encoding="utf-8")
     assert "0.0% (0.0 to 0.0)" in html
 
