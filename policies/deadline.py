@@ -7,15 +7,13 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
-from splitedge.policies.in_time import Prospects, Worth
+from splitedge.policies.in_time import Prospects, Worth, price_of_device
 from splitedge.policies.latency import known_accuracy
 from splitedge.policies.scout import check_scout, scout
 from splitedge.policy import Decision, Observation, Policy, latency_mean, where
 from splitedge.policy_argument import read_argument
 
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
-#: Of accuracy: what a second of the device is worth to the requests that wait behind.
-BUSY = 0.1
 #: An option with a smaller chance than this is not predicted to answer in time.
 _LIKELY = 0.5
 TOLERANCE = 0.005
@@ -78,12 +76,13 @@ class Deadline(Policy):
     def decide(self, obs: Observation) -> Decision:
         """The option worth most; of equals, the cheapest."""
         prospects = Prospects(obs)
+        price = price_of_device(obs)
         found = [prospects.of(option) for option in obs.options]
         values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
         for one in found:
-            value = one.right - BUSY * one.busy_s
+            value = one.right - price * one.busy_s
             values.append(value)
             top = where(value > top, value, top)
             fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from splitedge.errors import PolicyError, UnknownName
 from splitedge.policies.confidence import Confidence
 from splitedge.policies.deadline import Deadline
-from splitedge.policies.in_time import Prospects
+from splitedge.policies.in_time import Prospects, accuracy_here
 from splitedge.policies.latency import Latency
 from splitedge.policies.static import Static
 from splitedge.policy import (
@@ -182,7 +182,7 @@ def test_deadline_takes_nothing_that_another_of_its_side_beats_in_everything(d):
     obs = of_device(d)
     option = chosen(Deadline(0.0, scout_s=math.inf), obs)
     for other in reachable(obs):
-        if other.remote is option.remote and accuracy(other, obs) > accuracy(option, obs):
+        if other.remote is option.remote and accuracy_here(other, obs) > accuracy_here(option, obs):
             quicker = latency_mean(other, obs) < latency_mean(option, obs)
             surer = latency_q95(other, obs) < latency_q95(option, obs)
             lighter = other.edge_s <= option.edge_s and joules(other, obs) < joules(option, obs)
@@ -210,7 +210,7 @@ def test_deadline_gives_up_accuracy_only_as_far_as_time_forces_it():
 
 def test_deadline_stops_at_a_sure_exit_and_goes_on_from_an_unsure_one():
     at_exit = {"exit": 1, "sunk_s": 0.004, "deadline_s": 0.5}
-    assert chosen(Deadline(), observe(confidence=0.99, **at_exit)) is EXIT1
+    assert chosen(Deadline(), observe(confidence=0.9999, **at_exit)) is EXIT1
     assert chosen(Deadline(), observe(confidence=0.50, **at_exit)).remote
 
 
