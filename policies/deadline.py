@@ -87,7 +87,9 @@ class Deadline(Policy):
             top = where(value > top, value, top)
             fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        best = where(fits, _cheapest(found, values, top - tolerance), _fastest(obs, found))
+        best = _cheapest(found, values, top - tolerance)
+        if fits is not True:  # for one device something fits, as a rule
+            best = where(fits, best, _fastest(obs, found))
         rights = [known_accuracy(option, obs) for option in obs.options]
         due = where(self.battery.is_critical(obs.battery), False, prospects.device_answers)
         sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)

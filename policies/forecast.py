@@ -38,6 +38,8 @@ class Forecast(ABC):
     """
 
     name: ClassVar[str]
+    #: Whether its quantiles mean something before `adjust` was ever called.
+    knows_width: ClassVar[bool] = False
 
     def __init__(self, rate: float = 0.08, wide: float = 0.5) -> None:
         self._rate = rate

@@ -55,6 +55,7 @@ class TreesForecast(Forecast):
     """
 
     name: ClassVar[str] = "trees"
+    knows_width: ClassVar[bool] = True
 
     def __init__(self, file: ForecastFile | None = None) -> None:
         super().__init__(wide=0.0)

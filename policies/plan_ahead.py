@@ -16,6 +16,10 @@ from splitedge.policy import Observation, Option, Route, joules, where
 _WEIGHTS = (0.185, 0.63, 0.185)
 
 
+#: What a request counts against the one before it.
+_LATER = 0.8
+
+
 class Worth(NamedTuple):
     """Of one option.
 
@@ -110,8 +114,10 @@ def _passes(option: Option, other: Option) -> bool:
 class Ahead:
     """What the requests that follow are worth, by what the device and the uplink are still busy with.
 
-    All of them are planned by the one option that is best for them (a blocked plan, as is usual where it is
-    made anew at every step).
+    All of them are planned by the one remote option that is best for them, or by the device where that is
+    worth more by then: a blocked plan, as is usual where it is made anew at every step. Each counts `_LATER`
+    times the one before: of two plans that use the uplink as much, the one that uses it now is better, or it
+    would be put off for ever.
 
     Args:
         obs: what is seen now; they see the same link.
@@ -136,8 +142,10 @@ class Ahead:
         self._link, self._gap, self._deadline, self._count = link, gap_s, deadline_s, count
         self._reach = obs.link_up if any(not option.remote for option in obs.options) else True
         delay = obs.rtt.mean + obs.queue.mean
+        self._local = [obs.options[i] for i in candidates if not obs.options[i].remote]
+        sent = [i for i in candidates if obs.options[i].remote]
         plans = []
-        for i in candidates:
+        for i in sent or candidates[:1]:
             option = obs.options[i]
             rest = option.cloud_s + delay + 8.0 * option.bytes_down / obs.downlink.mean
             free = self._follow(option, rest, worth[i].fallback, 0.0, 0.0)
@@ -163,21 +171,28 @@ class Ahead:
     def _follow(self, option: Option, rest_s: Any, behind: Any, edge: Any, up: Any) -> Any:
         link, deadline = self._link, self._deadline
         total: Any = 0.0
+        weight = 1.0
         bits = 8.0 * option.bytes_up
         for _ in range(self._count):
+            weight *= _LATER
             edge, up = edge - self._gap, up - self._gap
             edge, up = where(edge > 0.0, edge, 0.0), where(up > 0.0, up, 0.0)
-            begins = edge + option.edge_s
-            here = done(deadline, begins, edge + option.edge_s_q95)
+            best: Any = 0.0
+            busy: Any = edge
+            for other in self._local:
+                value = done(deadline, edge + other.edge_s, edge + other.edge_s_q95) * other.accuracy
+                better = value > best
+                best, busy = where(better, value, best), where(better, edge + other.edge_s, busy)
             if option.remote:
+                begins = edge + option.edge_s
                 queued = where(up > begins, up - begins, 0.0)
                 chance = arrives(bits + queued * link.rate, deadline - begins - rest_s, link)
-                value = chance * option.accuracy + (1.0 - chance) * behind * here
-                total = total + where(self._reach, value, 0.0)
-                up = begins + queued + bits / link.rate
-            else:
-                total = total + here * option.accuracy
-            edge = begins
+                here = done(deadline, begins, edge + option.edge_s_q95)
+                value = where(self._reach, chance * option.accuracy + (1.0 - chance) * behind * here, 0.0)
+                better = value > best
+                best, busy = where(better, value, best), where(better, begins, busy)
+                up = where(better, begins + queued + bits / link.rate, up)
+            total, edge = total + weight * best, busy
         return total
 
 

@@ -30,7 +30,6 @@ from splitedge.sim.traces import Trace
 from splitedge.sim.workload import (
     CLOUD,
     EDGE,
-    LOSS,
     arrivals,
     read_arrivals,
     requests_of,
@@ -203,13 +202,10 @@ class _World:
 
 
 def links_of_device(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
-    """Fresh links of one device, with every option of the scenario's channel."""
+    """Fresh links of one device, which begin in the trace where that device does."""
     part = scenario.channel
-    start = start_s(scenario, device, up.duration_s)
-    down_start = None
+    ahead = start_s(scenario, device, up.duration_s) - part.start_s
+    moved: dict[str, float] = {"start_s": part.start_s + ahead}
     if part.down_start_s is not None:
-        down_start = part.down_start_s + start - part.start_s
-        down_start = down_start % down.duration_s if part.loop else down_start
-    lost = int(stream(scenario.seed, device, LOSS).integers(1 << 31))
-    moved = part.model_copy(update={"start_s": start, "down_start_s": down_start})
-    return links_of(moved, up, down, lost)
+        moved["down_start_s"] = max(0.0, part.down_start_s + ahead)
+    return links_of(part.model_copy(update=moved), up, down, scenario.seed * scenario.device.count + device)

@@ -94,7 +94,10 @@ class Sweep:
                 trouble = "is named twice" if name in axes else "has no values"
                 raise ConfigError(f"sweep: the axis '{name}' {trouble}")
             axes[name] = list(dict.fromkeys(values))
-        always = {"policy": [self.scenario.policy], "channel.up": [self.scenario.channel.up]}
+        always: dict[str, list[object]] = {
+            "policy": [self.scenario.policy],
+            "channel.up": [self.scenario.channel.up],
+        }
         axes = {**always, **axes}
         wanted = self.scenario.mode == "exact" if self.oracle is None else self.oracle
         if wanted and ORACLE not in axes["policy"]:

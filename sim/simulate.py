@@ -8,7 +8,7 @@ from pathlib import Path
 from splitedge.errors import ConfigError
 from splitedge.evaluation import Evaluation
 from splitedge.policy import Policy
-from splitedge.sim.formats import read_trace
+from splitedge.sim.channel import read_traces
 from splitedge.sim.grid import is_oracle
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.simulation import Simulation
@@ -45,9 +45,8 @@ def simulate(
     """
     evaluation = evaluation if evaluation is not None else read_evaluation(scenario.deployment)
     if up is None:
-        up = read_trace(scenario.channel.up)
-        if down is None and scenario.channel.down is not None:
-            down = read_trace(scenario.channel.down)
+        up, recorded_down = read_traces(scenario.channel)
+        down = down if down is not None else recorded_down
     down = down if down is not None else up
     if scenario.mode == "fleet":
         if policy is None and is_oracle(scenario.policy):

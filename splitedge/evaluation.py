@@ -91,9 +91,16 @@ class Evaluation:
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
                 if "evidence" in data:
                     evidence = _EVIDENCE.validate_json(str(data["evidence"]))
-                correct, confidence, nbytes = data["correct"], data["confidence"], data["nbytes"]
-                labels, features = data["labels"], data.get("features")
-                found = cls(names, correct, confidence, nbytes, labels, table, evidence, features)
+                found = cls(
+                    names,
+                    data["correct"],
+                    data["confidence"],
+                    data["nbytes"],
+                    data["labels"],
+                    table,
+                    evidence,
+                    data.get("features"),
+                )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))

@@ -1,4 +1,4 @@
-"""Make a plan's policy, with what the exits said on validation rows."""
+"""Make a deployment's policy, with what the exits said on validation rows."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_evaluations_from_before_have_none_and_damaged_ones_are_refused(tmp_path
     Evaluation(("local",), one.astype(bool), one, one, np.zeros(3, np.int64)).save(path)
     assert Evaluation.load(path).features is None
     wrong = np.zeros((2, len(NAMES)), np.float32)
-    Evaluation(("local",), one.astype(bool), one, one, np.zeros(3, np.int64), (), wrong).save(path)
+    Evaluation(("local",), one.astype(bool), one, one, np.zeros(3, np.int64), features=wrong).save(path)
     with pytest.raises(RecordError, match=r"features of shape \(2, 16\) for 3 rows"):
         Evaluation.load(path)
 

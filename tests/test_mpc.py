@@ -209,15 +209,24 @@ def test_chances_follow_what_came_true():
     assert half == pytest.approx(0.5, abs=0.2)
 
 
-def test_a_link_that_looks_dead_is_scouted_where_the_device_can_answer():
-    obs = observe(goodput=1e6, rtt=0.03, deadline_s=0.15, unsent_s=1.5)
-    slow = obs._replace(goodput=Estimate(4e4, 2e4, 4e6))
-    policy = Mpc()
-    decision = policy.decide(slow)
-    assert TABLE[int(decision.option)].remote
-    assert "scouts the link" in policy.explain(slow, decision)
-    assert not chosen(Mpc(), slow._replace(unsent_s=0.2)).remote
-    assert not chosen(Mpc(scout_s=math.inf), slow).remote
+def test_a_link_that_disappointed_is_scouted_where_the_device_can_answer():
+    def link(t, **more):
+        obs = observe((EXIT1, SPLIT_A), rtt=0.02, deadline_s=0.06, t_s=t, **more)
+        return obs._replace(goodput=Estimate(5e5, 2e5, 8e6))
+
+    def disappointed(**arguments):
+        policy = Mpc(tolerance=0.05, **arguments)
+        for k in range(100):
+            if chosen(policy, link(0.1 * k)).remote:
+                policy.learn(ended(link(0.1 * k), SPLIT_A, came=False))
+        return policy
+
+    policy = disappointed()
+    assert chosen(policy, link(10.0, unsent_s=0.2)) is EXIT1
+    decision = policy.decide(link(10.1, unsent_s=1.5))
+    assert decision.option == 1
+    assert "scouts the link" in policy.explain(link(10.1, unsent_s=1.5), decision)
+    assert chosen(disappointed(scout_s=math.inf), link(10.1, unsent_s=1.5)) is EXIT1
 
 
 def test_a_request_decided_again_at_an_exit_counts_once():
@@ -265,6 +274,20 @@ def test_many_devices_plan_and_learn_as_each_does(steps, gap, came):
             records.append(ended(obs, option, came=came[n]) if option.remote else Record(0, obs.t_s))
             alone[n].learn(records[-1])
         fleet.learn(Record(0, **{name: np.array([getattr(r, name) for r in records]) for name in names}))
+
+
+def test_some_devices_at_an_exit_do_not_make_it_forget_all_of_them():
+    fleet = Mpc()
+    seen = observe((EXIT1, SPLIT_A), deadline_s=0.3, goodput=np.array([1e6, 2e6, 3e6]), t_s=np.zeros(3))
+    for k in range(4):
+        fleet.decide(seen._replace(t_s=np.full(3, 0.1 * k)))
+    at = observe(
+        (EXIT1, SPLIT_A), deadline_s=0.29, goodput=np.array([1e6, 3e6]), t_s=np.full(2, 0.31), exit=1
+    )
+    known = len(fleet._under_way)
+    unsure = fleet.decide(at._replace(confidence=np.array([0.2, 0.99]), sunk_s=0.004))
+    assert unsure.option.tolist() == [1, 0]
+    assert (len(fleet._under_way), fleet._shape) == (known, (3,))
 
 
 # Specs ---------------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ def rows(tmp_path):
     names = tuple(option.name for option in OPTIONS)
     correct = rng.random(chance.shape) < chance
     path = tmp_path / "evaluation.npz"
-    Evaluation(names, correct, chance, np.zeros(chance.shape), np.zeros(1500, np.int64), OPTIONS, x).save(
-        path
-    )
+    Evaluation(
+        names, correct, chance, np.zeros(chance.shape), np.zeros(1500, np.int64), OPTIONS, features=x
+    ).save(path)
     return path
 
 

@@ -24,7 +24,8 @@ def evaluation(rows=3000, seed=0, features=6):
     chance = np.stack([0.9 * easy, easy, np.full(rows, 0.93), np.full(rows, 0.95)])
     correct = rng.random(chance.shape) < chance
     names = tuple(option.name for option in OPTIONS)
-    return Evaluation(names, correct, chance, np.zeros(chance.shape), np.zeros(rows, np.int64), OPTIONS, x)
+    nbytes = np.array([[1000.0 if option.remote else 0.0] for option in OPTIONS]).repeat(rows, 1)
+    return Evaluation(names, correct, chance, nbytes, np.zeros(rows, np.int64), OPTIONS, features=x)
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,22 @@ def test_a_changed_number_is_noticed(trained, tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(PolicyError, match="is damaged"):
         make_policy(f"router:{path}", OPTIONS)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fleet"])
+def test_the_simulator_shows_it_the_features_of_each_row(trained, tmp_path, mode):
+    from splitedge.sim.formats import read_trace
+    from splitedge.sim.scenario import ChannelPart, Scenario, WorkPart
+    from splitedge.sim.simulate import simulate
+
+    path = tmp_path / "up.csv"
+    path.write_text("t_s,mbps,rtt_ms\n" + "".join(f"{k},80,10\n" for k in range(5)))
+    work = WorkPart(rate_hz=5.0, requests=150, deadline_ms=1500)
+    scenario = Scenario(deployment=tmp_path, channel=ChannelPart(up=path), work=work, mode=mode)
+    rows, trace = evaluation(), read_trace(path)
+    found = simulate(scenario, evaluation=rows, up=trace, policy=Router(trained))
+    stays = Scorer(trained)(rows.features)[found["row"]] >= trained.threshold
+    sent = [name for name in np.unique(found["planned"][~stays]) if name != "local"]
+    assert (found["planned"][stays] == "local").all()
+    assert sent
+    assert (found["planned"][~stays] != "local").mean() > 0.9  # but for those before the link is up

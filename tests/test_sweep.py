@@ -56,6 +56,7 @@ def installed(*names):
             "dask:2",
             marks=[
                 pytest.mark.slow,
+                pytest.mark.timeout(400),  # a cluster's start on a busy machine
                 pytest.mark.skipif(not installed("distributed"), reason="dask is not installed"),
                 pytest.mark.filterwarnings("default"),
             ],
@@ -64,6 +65,7 @@ def installed(*names):
             "ray:2",
             marks=[
                 pytest.mark.slow,
+                pytest.mark.timeout(400),  # a cluster's start on a busy machine
                 pytest.mark.skipif(not installed("ray"), reason="ray is not installed"),
                 pytest.mark.filterwarnings("default"),
             ],
