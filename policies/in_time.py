@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from splitedge.paths import EQUAL
 from splitedge.policies.latency import known_accuracy, within_reach
 from splitedge.policy import Observation, Option, edge_left, joules, where
 
@@ -13,8 +14,6 @@ _T95 = 2.92
 #: A channel is seldom much faster than its mean: below it the spread is so many times narrower.
 _EARLY = 1.5
 _LEAST = 1e-12  # seconds squared: a spread of nothing
-#: Of accuracy: fall-backs that differ by less are as good as each other, to the engine too.
-EQUAL = 0.02
 #: Of accuracy: what a second of an idle device is worth to the requests behind, and how much more for every
 #: second that is queued there already. Without the latter a policy fills a device that has no time left.
 BUSY, CROWDED = 0.1, 20.0

@@ -11,7 +11,7 @@ from splitedge.request import NONE, Request
 
 _ENCODE = StageKind.ENCODE
 _EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
-_EQUAL = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
+EQUAL = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
 
 
 class Paths:
@@ -105,7 +105,7 @@ class Paths:
 
     def best_fallback(self, r: Request, left_s: float) -> int:
         """The most accurate option that answers without the cloud in `left_s` seconds, what is in hand
-        included; of those within `_EQUAL` of it, the fastest: the device is shared, and a second of it for
+        included; of those within `EQUAL` of it, the fastest: the device is shared, and a second of it for
         half a point is one that other requests miss. The fastest where none fits; -1 where the device can
         not answer.
         """
@@ -126,7 +126,7 @@ class Paths:
                 top = accuracy
         best, least_s = NONE, math.inf
         for option, accuracy, seconds in fitting:
-            if accuracy >= top - _EQUAL and seconds < least_s:
+            if accuracy >= top - EQUAL and seconds < least_s:
                 best, least_s = option, seconds
         return best if best != NONE else fastest
 
