@@ -23,6 +23,7 @@ from policy_cases import (
 
 from splitedge.errors import PolicyError
 from splitedge.policies.chance import arrives, done, link_of
+from splitedge.policies.deadline import Deadline
 from splitedge.policies.in_time import accuracy_here
 from splitedge.policies.mpc import Mpc
 from splitedge.policies.plan_ahead import unbeaten, weigh

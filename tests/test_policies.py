@@ -22,7 +22,6 @@ from splitedge.policy import (
     Observation,
     Option,
     Route,
-    accuracy,
     joules,
     latency_mean,
     latency_q95,
