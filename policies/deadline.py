@@ -77,7 +77,7 @@ class Deadline(Policy):
         """The option worth most; of equals, the cheapest."""
         prospects = Prospects(obs)
         price = price_of_device(obs)
-        found = [prospects.of(option) for option in obs.options]
+        found = prospects.worth
         values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
@@ -99,7 +99,7 @@ class Deadline(Policy):
     def explain(self, obs: Observation, decision: Decision) -> str:
         """One sentence."""
         option = obs.options[decision.option]
-        chance = Prospects(obs).of(option).chance
+        chance = Prospects(obs).worth[decision.option].chance
         late = f"{1e3 * latency_mean(option, obs):.1f} ms on average, in time in {chance:.1%}"
         left = "without a deadline"
         if obs.deadline_s < math.inf:

@@ -13,6 +13,7 @@ from splitedge.policy import Observation, Option, edge_left, joules, where
 _T95 = 2.92
 #: A channel is seldom much faster than its mean: below it the spread is so many times narrower.
 _EARLY = 1.5
+_FAR = 1e9
 _LEAST = 1e-12  # seconds squared: a spread of nothing
 #: Of accuracy: what a second of an idle device is worth to the requests behind, and how much more for every
 #: second that is queued there already. Without the latter a policy fills a device that has no time left.
@@ -84,58 +85,69 @@ class Prospects:
         self._link = rtt.mean + queue.mean
         delay, wait = rtt.high - rtt.mean, queue.high - queue.mean
         self._squares = delay * delay + wait * wait
-        self._right: Any = 0.0  # of what the device can answer
+        self._reach = within_reach(obs, True)
+        # What the device answers: how often right, its 95th percentile, what it costs, and right in time.
+        self._right: Any = 0.0
         self._late: Any = math.inf
         self._cost: Any = 0.0
         self._busy: Any = 0.0
-        self._surely: Any = 0.0  # its accuracy, times its chance to be in time
-        for option in obs.options:
-            if not option.remote:
-                self._consider(option)
+        self._surely: Any = 0.0
+        found = [None if option.remote else self._here(option) for option in obs.options]
+        #: What each option is worth, in the order of the options.
+        self.worth = [
+            self._there(option) if one is None else one
+            for option, one in zip(obs.options, found, strict=True)
+        ]
 
     @property
     def device_answers(self) -> Any:
         """Whether an option of the device fits, at the 95th percentile."""
         return self._late < math.inf
 
-    def _consider(self, option: Option) -> None:
+    def _here(self, option: Option) -> Worth:
+        """Of an option that needs no cloud; the fall-back from now on, if it is the best so far."""
         obs = self._obs
-        late = obs.edge_wait_s + edge_left(option, obs, option.edge_s_q95) * obs.rows
-        right = accuracy_here(option, obs)
+        edge, most, right = self._device(option)
+        more = most - edge
+        mean, late = obs.edge_wait_s + edge, obs.edge_wait_s + most
+        chance = self._chance(mean, more * more)
+        worth = Worth(chance * right, edge * obs.joules_per_edge_s, edge, mean, chance)
         best = self._right
         better = (right > best + EQUAL) | ((right > best - EQUAL) & (late < self._late))
         better = better & (late <= obs.deadline_s) & (late < math.inf)
-        worth = self.of(option)
-        self._right = where(better, right, best)
-        self._late = where(better, late, self._late)
-        self._cost = where(better, worth.joules, self._cost)
-        self._busy = where(better, worth.busy_s, self._busy)
-        self._surely = where(better, worth.right, self._surely)
+        if better is not False:
+            self._right = where(better, right, best)
+            self._late = where(better, late, self._late)
+            self._cost = where(better, worth.joules, self._cost)
+            self._busy = where(better, edge, self._busy)
+            self._surely = where(better, worth.right, self._surely)
+        return worth
 
-    def of(self, option: Option) -> Worth:
-        """What one option is worth."""
+    def _there(self, option: Option) -> Worth:
+        """Of a remote option, with the fall-back behind it."""
         obs = self._obs
-        rows = obs.rows
-        edge = edge_left(option, obs, option.edge_s) * rows
-        most = edge_left(option, obs, option.edge_s_q95) * rows
-        more = most - edge
-        mean, squares = obs.edge_wait_s + edge, more * more
-        if option.remote:
-            cloud = option.cloud_s * rows
-            sent, back = option.bytes_up * self._up, option.bytes_down * self._down
-            mean = mean + sent + back + self._link + cloud
-            up = option.bytes_up_q95 * self._up_most - sent
-            down, slow = option.bytes_down * self._down_most - back, option.cloud_s_q95 * rows - cloud
-            squares = squares + up * up + down * down + slow * slow + self._squares
-        t = _T95 * (obs.deadline_s - mean) / (squares + _LEAST) ** 0.5
+        edge, most, right = self._device(option)
+        more, cloud = most - edge, option.cloud_s * obs.rows
+        sent, back = option.bytes_up * self._up, option.bytes_down * self._down
+        mean = obs.edge_wait_s + edge + sent + back + self._link + cloud
+        up = option.bytes_up_q95 * self._up_most - sent
+        down, slow = option.bytes_down * self._down_most - back, option.cloud_s_q95 * obs.rows - cloud
+        chance = self._chance(mean, more * more + up * up + down * down + slow * slow + self._squares)
+        spare = (1.0 - chance) * (self._late + most <= obs.deadline_s)
+        value = where(self._reach, chance * right + spare * self._surely, -1.0)
+        cost = joules(option, obs) + spare * self._cost
+        return Worth(value, cost, edge + spare * self._busy, mean, chance)
+
+    def _device(self, option: Option) -> tuple[Any, Any, Any]:
+        """Seconds of the device still to come, mean and 95th percentile, and how often it is right."""
+        obs = self._obs
+        if obs.exit < 0:
+            return option.edge_s * obs.rows, option.edge_s_q95 * obs.rows, option.accuracy
+        edge = edge_left(option, obs, option.edge_s) * obs.rows
+        return edge, edge_left(option, obs, option.edge_s_q95) * obs.rows, accuracy_here(option, obs)
+
+    def _chance(self, mean: Any, squares: Any) -> Any:
+        t = _T95 * (self._obs.deadline_s - mean) / (squares + _LEAST) ** 0.5
         t = where(t < 0.0, _EARLY * t, t)
-        t = where(t < 1e9, t, 1e9)
-        t = where(t > -1e9, t, -1e9)
-        chance = 0.5 + 0.5 * t / (2.0 + t * t) ** 0.5
-        right, cost = accuracy_here(option, obs), joules(option, obs)
-        if not option.remote:
-            return Worth(chance * right, cost, edge, mean, chance)
-        late = 1.0 - chance
-        spare = late * (self._late + most <= obs.deadline_s)
-        value = where(within_reach(obs, True), chance * right + spare * self._surely, -1.0)
-        return Worth(value, cost + spare * self._cost, edge + spare * self._busy, mean, chance)
+        t = where(t < _FAR, t, _FAR)
+        return 0.5 + 0.5 * t / (2.0 + t * t) ** 0.5

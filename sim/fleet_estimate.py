@@ -270,7 +270,7 @@ def observe_rtt(e: Estimators, device: int, now: float, rtt_s: float) -> None:
 def observe_exchange(
     e: Estimators, device: int, now: float, up_bytes: float, down_bytes: float, seconds: float
 ) -> None:
-    """A request and its reply took `seconds` on the link: what transmission leaves of that is a round trip."""
+    """A request and its reply took `seconds` on the link: what transmission leaves is a round trip."""
     if seconds <= 0.0:
         return
     first = QUANTITIES * device

@@ -193,8 +193,8 @@ def test_deadline_takes_nothing_that_another_of_its_side_beats_in_everything(d):
 def test_a_chance_is_one_and_rises_with_the_time_left(d):
     obs = of_device({**d, "deadline": min(d["deadline"], 1.0)})
     more = obs._replace(deadline_s=obs.deadline_s + 0.05)
-    for option in TABLE:
-        early, late = Prospects(obs).of(option).chance, Prospects(more).of(option).chance
+    for option, now, then in zip(TABLE, Prospects(obs).worth, Prospects(more).worth, strict=True):
+        early, late = now.chance, then.chance
         assert 0.0 <= early <= late <= 1.0
         left = obs.deadline_s - latency_mean(option, obs)
         assert abs(left) < 1e-9 or (early >= 0.5) is (left > 0.0)
@@ -226,7 +226,7 @@ def test_deadline_weighs_a_late_answer_by_what_the_device_has_then():
     still answer: then it has something to win and nothing to lose.
     """
     late = {"deadline_s": 0.068}
-    assert 0.4 < Prospects(observe((SURE, CLOUD), **late)).of(CLOUD).chance < 0.6
+    assert 0.4 < Prospects(observe((SURE, CLOUD), **late)).worth[1].chance < 0.6
     assert chosen(Deadline(), observe((SURE, CLOUD), **late)) is SURE
     assert chosen(Deadline(), observe((EXIT1, CLOUD), **late)) is CLOUD
     assert chosen(Deadline(), observe((EXIT1, CLOUD), deadline_s=0.012)) is EXIT1
