@@ -10,7 +10,14 @@ from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
 from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
 from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
-from splitedge.sim.fleet_estimate import DOWN, UP, observe_queue, observe_rtt, observe_transfer
+from splitedge.sim.fleet_estimate import (
+    DOWN,
+    UP,
+    observe_exchange,
+    observe_queue,
+    observe_rtt,
+    observe_transfer,
+)
 from splitedge.sim.fleet_link import carry, drop_queue
 from splitedge.sim.fleet_world import (
     AIR,
@@ -107,6 +114,7 @@ def replied(w: World, s: int, now: float) -> None:
         r.bytes_down += down_bytes
         r.tail_j += radio(w, d, now)
         end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
+    observe_exchange(w.estimators, device, now, nbytes, down_bytes, up_s + down_s)
     observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
     observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
     observe_queue(w.estimators, device, now, queue_s)
