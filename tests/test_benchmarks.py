@@ -142,6 +142,7 @@ def test_fidelity_compares_request_by_request(tmp_path):
     assert (tmp_path / "fidelity.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_language_models_keep_their_promises(tmp_path):
     pytest.importorskip("transformers")
     out = tmp_path / "llm.json"
