@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +117,7 @@ def _table(scores: dict[str, TextScore]) -> Table:
     table.add_column("")
     for name in scores:
         table.add_column(name, justify="right")
-    rows = {
+    rows: dict[str, Callable[[TextScore], str]] = {
         "texts": lambda s: f"{s.texts:,}",
         "not completed": lambda s: f"{s.failed:.1%}",
         "first token, mean / p95": lambda s: f"{_ms(s.ttft_s)} / {_ms(s.ttft_p95_s)}",
