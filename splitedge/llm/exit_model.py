@@ -31,7 +31,7 @@ class ExitModel:
         exits: that stand in the head, none deeper than the cut.
         thresholds: confidence from which each exit is taken; missing ones are passed by.
         fill: keys and values of tokens that left early are computed (`exact`) or made from the state with
-            which they left (`propagate`: cheaper to begin with, and wrong by what docs/language.md measures).
+            which they left (`propagate`: cheaper, and wrong by what docs/language-splitting.md measures).
 
     Attributes:
         depth_run: tokens computed by each exit's blocks, for what it cost.
@@ -86,8 +86,9 @@ class ExitModel:
         for i, (net, trust) in enumerate(zip(self._exits.heads, self._exits.trust, strict=True)):
             state = self._through(i, len(ids))[-1:]
             with torch.inference_mode():
-                logits = net(state.unsqueeze(0))[0, -1].float().cpu().numpy()
-            sure = float(trust(logits))
+                said = net(state.unsqueeze(0))[0, -1].float()
+            logits = said.cpu().numpy()
+            sure = float(trust.of(net.sureness(state[-1], said, trust.signal)))
             if sure >= self.thresholds.get(i, 2.0) or i == last:
                 self._left[len(ids) - 1] = i
                 return Step(logits, i, sure)
