@@ -130,7 +130,7 @@ class Stream:
 
 @dataclass(eq=False, slots=True)
 class _Upload:
-    """Hidden states under way: all of `known` from the action's start on; `at` is where the next piece begins."""
+    """Hidden states under way: those of `known` from the action's start; the next piece begins `at`."""
 
     action: Send
     known: list[int]
@@ -153,6 +153,7 @@ class _Text:
     rows: bytearray = field(default_factory=bytearray)
     hashed: list[int] = field(default_factory=list)
     uploads: deque[_Upload] = field(default_factory=deque)
+    uploading: bool = False  # whether a piece is being computed
     timer: asyncio.TimerHandle | None = None
     events: deque[Event] = field(default_factory=deque)
     feeding: bool = False
@@ -432,7 +433,7 @@ class LanguageRuntime:
             text.uploads.pop()
         known = [*text.stream.ids[: action.start], *action.ids]
         text.uploads.append(_Upload(action, known, action.start))
-        if len(text.uploads) == 1:
+        if not text.uploading:
             self._upload(text)
 
     def _upload(self, text: _Text) -> None:
@@ -459,11 +460,12 @@ class LanguageRuntime:
                 return
             self._back(self._encoded, text, upload, stop, have, rows)
 
+        text.uploading = True
         worker.submit(job)
 
     def _encoded(self, text: _Text, upload: _Upload, stop: int, have: int, rows: bytes) -> None:
         """Hidden states are rows now: keep them, since a cloud that lost them is sent them again."""
-        codec = self.language.codec
+        codec, text.uploading = self.language.codec, False
         if text.stream.ended or codec is None:
             return
         if not text.uploads or text.uploads[0] is not upload:

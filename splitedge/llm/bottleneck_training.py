@@ -119,7 +119,8 @@ def _report(learned: CodecQuality, plain: CodecQuality) -> CodecReport:
     kept = learned.kl < plain.kl and learned.agreement >= plain.agreement
     figures = (
         f"the tail's first choice agrees at {learned.agreement:.1%} of the tokens against "
-        f"{plain.agreement:.1%}, its divergence is {learned.kl:.4f} nats against {plain.kl:.4f} ({learned.tokens} tokens)"
+        f"{plain.agreement:.1%}, its divergence is {learned.kl:.4f} nats "
+        f"against {plain.kl:.4f} ({learned.tokens} tokens)"
     )
     verdict = "beats" if kept else "does not beat"
     then = "" if kept else "; int4 is used"

@@ -1,4 +1,4 @@
-"""`splitedge llm`: look into a language model before it is deployed. Heavy imports wait until they are used."""
+"""`splitedge llm`: look into a language model before it is deployed. Heavy imports wait for their use."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def codecs(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """What each codec of hidden states costs and does to what the tail says, a trained bottleneck among them."""
+    """What each codec of hidden states costs and does to what the tail says, a trained one among them."""
     from splitedge.llm.codec_report import codec_table
 
     net = _loaded(model)
@@ -132,7 +132,7 @@ def kv_fill(
     exits = train_exits(head, tail, anatomy, exit_at, risk=risk, schedule=schedule)
     first, size = beginning_of(anatomy), min(length, anatomy.context)
     other = written_texts(head, tail, anatomy, judged, size, seed + 1000, first)
-    given = None if threshold is None else {i: threshold for i in range(len(exits.depths))}
+    given = None if threshold is None else dict.fromkeys(range(len(exits.depths)), threshold)
     found = fill_error(head, tail, anatomy, exits, other, given)
     if as_json:
         print(json.dumps(asdict(found)))  # noqa: T201 - the machine-readable result

@@ -63,12 +63,11 @@ def fill_error(
     off: list[torch.Tensor] = []
     for text in texts.tolist():
         models = [ExitModel(head, anatomy, exits, thresholds, fill) for fill in ("exact", "propagate")]
-        left = [models[0].step(text[: n + 1]).exit < last for n in range(len(text))]
+        taken = [models[0].step(text[: n + 1]).exit for n in range(len(text))]
+        left = [out < last for out in taken]
         # The same tokens leave in both: what differs is what is kept of them.
-        for n, out in enumerate(left):
-            models[1].thresholds = {i: 0.0 if out else 2.0 for i in range(last)}
-            if out and last > 1:
-                models[1].thresholds = dict(models[0].thresholds)
+        for n, out in enumerate(taken):
+            models[1].thresholds = {out: 0.0}
             models[1].step(text[: n + 1])
         states = [model.states(0, len(text)).unsqueeze(0).float() for model in models]
         exact, copied = (tail_logits(tail, part)[0].float().log_softmax(-1) for part in states)
