@@ -76,6 +76,24 @@ def test_tokens_that_leave_early_cost_only_the_first_blocks(trained):
     assert device.depth_run == [9, 9, 0]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_propagated_keys_and_values_are_no_holes_and_cost_less(family):
+    head, tail, anatomy = split_language_model(tiny(family), 3)
+    exits = train_exits(head, tail, anatomy, [1, 3], schedule=SHORT)
+    exact, copied = (ExitModel(head, anatomy, exits, {0: 0.0}, fill) for fill in ("exact", "propagate"))
+    ids = [5, 6, 7, 8]
+    for model in (exact, copied):
+        for n in range(4, 10):  # six tokens leave at once
+            model.step([*ids, *range(10, 10 + n - 4)])
+        model.thresholds = {}
+    grown = [*ids, *range(10, 16)]
+    one, other = exact.step(grown), copied.step(grown)
+    assert exact.depth_run == [10, 10] and copied.depth_run[1] < 10
+    assert one.exit == other.exit == 1 and not np.array_equal(one.logits, other.logits)
+    # The prompt was never left early: right up to it both are the same.
+    torch.testing.assert_close(exact.states(0, 3), copied.states(0, 3), atol=1e-5, rtol=1e-5)
+
+
 def test_signals_are_surer_where_the_model_is():
     logits = np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [20.0, 0.0, 0.0]])
     for signal in ("probability", "margin", "entropy"):

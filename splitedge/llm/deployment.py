@@ -25,15 +25,17 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError, Rejected
 from splitedge.keys import load_keys, trusted_key
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.cloud_model import CloudLanguageModel
-from splitedge.llm.exit_model import ExitModel
-from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
+from splitedge.llm.bottleneck_training import BottleneckSchedule, CodecReport, train_bottleneck
+from splitedge.llm.cloud_model import CloudLanguageModel, StateCodec
+from splitedge.llm.exit_model import ExitModel, Fill
+from splitedge.llm.exits import ExitSchedule, Signal, TrainedExits, train_exits
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
+from splitedge.llm.state_bottleneck import Bottleneck, bytes_wanted, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.token_model import TokenModel, WholeModel
 from splitedge.loopback import Loopback
@@ -126,6 +128,8 @@ class LanguagePlan:
         exits: trained exits; None before `fit`, or where there are none.
         depths: blocks before each exit that is wanted.
         stops: ids that end a text.
+        kv_fill: see `deploy_language`.
+        bottleneck: the trained codec where `codec` is `bottleneck`; None before `fit`, and otherwise.
     """
 
     head: LanguageHead
@@ -137,12 +141,26 @@ class LanguagePlan:
     exits: TrainedExits | None
     depths: tuple[int, ...]
     stops: frozenset[int]
+    kv_fill: Fill = "exact"
+    bottleneck: Bottleneck | None = None
 
     def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
         """Lane of ids, and of hidden states."""
         if self.codec == IDS:
             return Lane(digest, "", IDS), None
         return None, Lane(digest, f"blocks.{self.cut}", f"{self.codec}:{self.anatomy.hidden}")
+
+    def state_codec(self) -> StateCodec:
+        """What writes and reads hidden states.
+
+        Raises:
+            ConfigError: it is a bottleneck that was not trained yet, or the codec is `ids`.
+        """
+        if is_bottleneck(self.codec):
+            if self.bottleneck is None:
+                raise ConfigError(f"the codec '{self.codec}' is learned and was not trained yet: call fit()")
+            return self.bottleneck
+        return state_codec(self.codec, self.anatomy.hidden)
 
     def cloud(self, digest: str) -> CloudHalf:
         """The cloud's half."""
@@ -151,7 +169,7 @@ class LanguagePlan:
         if ids is not None:
             models[ids] = CloudLanguageModel(self.head, self.tail, self.anatomy)
         if states is not None:
-            codec = state_codec(self.codec, self.anatomy.hidden)
+            codec = self.state_codec()
             models[states] = CloudLanguageModel(None, self.tail, self.anatomy, codec)
         return CloudHalf(digest, models)
 
@@ -160,7 +178,7 @@ class LanguagePlan:
         ids, states = self.lanes(digest)
         head = None
         if self.exits is not None:
-            head = ExitModel(self.head, self.anatomy, self.exits)
+            head = ExitModel(self.head, self.anatomy, self.exits, fill=self.kv_fill)
         return EdgeLanguage(
             vocabulary=self.anatomy.vocabulary,
             context=self.anatomy.context,
@@ -168,7 +186,7 @@ class LanguagePlan:
             exits=None if head is None else head.fresh,
             ids_lane=ids,
             states_lane=states,
-            codec=None if states is None else state_codec(self.codec, self.anatomy.hidden),
+            codec=None if states is None else self.state_codec(),
         )
 
 
@@ -185,6 +203,7 @@ def deploy_language(
     keys: Path | str | None = None,
     power: str = "none",
     patience: Patience | None = None,
+    kv_fill: Fill = "exact",
 ) -> LanguageDeployment:
     """Divide a causal language model between this device and a cloud.
 
@@ -196,17 +215,23 @@ def deploy_language(
             deepest exit, else half of them where hidden states are sent, else none.
         exits: blocks before each exit; trained by `fit`.
         codec: what crosses: `ids` (4 bytes a token; the cloud runs the whole model), or hidden states at
-            the cut as `fp32` (exact), `fp16`, `int8` or `int4`.
+            the cut as `fp32` (exact), `fp16`, `int8`, `int4`, or as `fit` learns to write them
+            (`bottleneck`, of as many bytes a token as int4 has; `bottleneck:bytes=24`).
         context: most tokens of prompt and answer; None for all that the model was made for.
         cloud: None computes the cloud's half in this process; `tcp://host:port` is a server.
         keys: key directory for a cloud on another machine.
         power: name of the profile that joules are modelled with.
         patience: when a cloud counts as silent.
+        kv_fill: keys and values of tokens that left at an exit, once a later token goes deeper: computed
+            (`exact`), or made from the state with which they left (`propagate`: cheaper, and wrong by what
+            docs/language-splitting.md measures). Hidden states that cross are of the same kind.
 
     Raises:
         PartitionError: the model can not be cut.
         ConfigError: arguments that do not go together.
     """
+    if kv_fill not in ("exact", "propagate"):
+        raise ConfigError(f"kv_fill is 'exact' or 'propagate', got {kv_fill!r}")
     depths = tuple(sorted(set(exits)))
     total = len(split_language_model(model, 0, context)[2].blocks)
     if cut is None:
@@ -215,7 +240,10 @@ def deploy_language(
         raise ConfigError(f"an exit behind block {depths[-1]} does not stand on the device, which runs {cut}")
     head, tail, anatomy = split_language_model(model, cut, context)
     if codec != IDS:
-        state_codec(codec, anatomy.hidden)
+        if is_bottleneck(codec):
+            bytes_wanted(codec, anatomy.hidden)
+        else:
+            state_codec(codec, anatomy.hidden)
         if not depths:
             depths = (max(1, cut),) if cut < total else ()
     small = None if local is None else WholeModel(local, None)
@@ -224,7 +252,9 @@ def deploy_language(
             f"the local model has a vocabulary of {small.vocabulary}, the cloud's {anatomy.vocabulary}: they "
             "must share a tokenizer"
         )
-    plan = LanguagePlan(head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy))
+    plan = LanguagePlan(
+        head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy), kv_fill=kv_fill
+    )
     return LanguageDeployment(plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience)
 
 
@@ -241,6 +271,9 @@ class LanguageDeployment:
         plan: what it is made of.
         tokenizer: of the model.
         cloud, keys, power, patience: see `deploy_language`.
+
+    Attributes:
+        codec_report: what `fit` measured of a bottleneck; None where there is none.
     """
 
     def __init__(
@@ -258,6 +291,8 @@ class LanguageDeployment:
         self._power, self._patience = power_profile(power), patience
         self._running: _Thread | None = None
         self.link: Wire | None = None
+        self._codec = plan.codec  # that was asked for; `fit` may keep another
+        self.codec_report: CodecReport | None = None
         _open.add(self)
 
     # Writing --------------------------------------------------------------------------------------
@@ -384,10 +419,18 @@ class LanguageDeployment:
         self,
         *,
         risk: float = 0.05,
+        signal: Signal = "probability",
         schedule: ExitSchedule | None = None,
         texts: torch.Tensor | None = None,
     ) -> TrainedExits:
-        """Train and calibrate the exits; see `splitedge.llm.exits.train_exits`.
+        """Train and calibrate the exits, and the codec where it is a bottleneck.
+
+        Args:
+            risk, signal, schedule, texts: see `splitedge.llm.exits.train_exits`. Texts are what a
+                bottleneck learns from too.
+
+        A bottleneck is kept where it beats plain integers of as many bytes on text it did not learn from;
+        else the codec becomes `int4`. `codec_report` tells what was measured and which it is.
 
         Raises:
             ConfigError: there are none.
@@ -396,11 +439,28 @@ class LanguageDeployment:
         if not plan.depths:
             raise ConfigError("there is no exit to train; name some: deploy(..., exits=[2, 4])")
         found = train_exits(
-            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, schedule=schedule, texts=texts
-        )
+            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, signal=signal, schedule=schedule,
+            texts=texts,
+        )  # fmt: skip
+        plan = replace(plan, exits=found)
+        if is_bottleneck(self._codec):
+            plan, self.codec_report = self._bottleneck(plan, schedule, texts)
         self.close()
-        self.plan = replace(plan, exits=found)
+        self.plan = plan
         return found
+
+    def _bottleneck(
+        self, plan: LanguagePlan, schedule: ExitSchedule | None, texts: torch.Tensor | None
+    ) -> tuple[LanguagePlan, CodecReport]:
+        how = BottleneckSchedule()
+        if schedule is not None:
+            how = replace(how, texts=schedule.texts, length=schedule.length, seed=schedule.seed)
+            how = replace(how, first=schedule.first, progress=schedule.progress)
+        width = bytes_wanted(self._codec, plan.anatomy.hidden)
+        codec, report = train_bottleneck(plan.head, plan.tail, plan.anatomy, width, schedule=how, texts=texts)
+        if report.kept:
+            return replace(plan, codec=self._codec, bottleneck=codec), report
+        return replace(plan, codec="int4", bottleneck=None), report
 
     # Life -----------------------------------------------------------------------------------------
 

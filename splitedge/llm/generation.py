@@ -262,9 +262,13 @@ class Generation:
 
     def _sent(self, now: float, event: Sent) -> None:
         self.tally.bytes_up += event.nbytes
+        if self._ask is not None:  # a long prompt is sent in pieces: silence counts from the last one
+            self._overdue = max(self._overdue, now + self._patience.overdue_s)
 
     def _told(self, now: float, event: Told) -> None:
         self.tally.bytes_down += event.nbytes
+        if event.ask == 0:
+            self._word_at = now  # a piece of a prompt arrived
         ask = self._ask
         if ask is None or event.ask != ask.ask:
             return  # a late word on what is settled
