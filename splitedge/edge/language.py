@@ -172,7 +172,7 @@ class LanguageRuntime:
 
     Attributes:
         draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
-        acceptance: of drafts, smoothed.
+        acceptance: of a draft behind right ones, smoothed over about 100 judged drafts.
     """
 
     def __init__(
@@ -366,8 +366,9 @@ class LanguageRuntime:
         if text.timer is not None:
             text.timer.cancel()
         tally = text.stream.tally
-        if tally.proposed:
-            self.acceptance += 0.1 * (tally.accepted / tally.proposed - self.acceptance)
+        judged = tally.accepted + tally.rejected
+        if judged:
+            self.acceptance += min(1.0, judged / 100) * (tally.accepted / judged - self.acceptance)
         if self.remote is not None and text.lane is not None:
             self.remote.cancel(text.number)
         del self._texts[text.number]

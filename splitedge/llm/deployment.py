@@ -27,11 +27,14 @@ from splitedge.keys import load_keys, trusted_key
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.bottleneck_training import BottleneckSchedule, CodecReport, train_bottleneck
 from splitedge.llm.cloud_model import CloudLanguageModel, StateCodec
+from splitedge.llm.evaluating import evaluate_language
+from splitedge.llm.evaluation import LanguageEvaluation
 from splitedge.llm.exit_model import ExitModel, Fill
 from splitedge.llm.exits import ExitSchedule, Signal, TrainedExits, train_exits
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
+from splitedge.llm.measured import Measured, costs_of
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.sampling import Sampling
@@ -274,6 +277,7 @@ class LanguageDeployment:
 
     Attributes:
         codec_report: what `fit` measured of a bottleneck; None where there is none.
+        evaluation: the last one, from which `auto` takes what it knows of the models; None before one.
     """
 
     def __init__(
@@ -293,6 +297,7 @@ class LanguageDeployment:
         self.link: Wire | None = None
         self._codec = plan.codec  # that was asked for; `fit` may keep another
         self.codec_report: CodecReport | None = None
+        self.evaluation: LanguageEvaluation | None = None
         _open.add(self)
 
     # Writing --------------------------------------------------------------------------------------
@@ -385,28 +390,14 @@ class LanguageDeployment:
         """What was measured of link, device and cloud so far; assumed values where nothing was."""
         runtime = self._started().runtime
         remote = runtime.remote
-        draft = runtime.draft_s if self.plan.local is not None else math.inf
-        base = Costs(0.05, 10e6, 20e6, 0.02, 0.001, power_model(draft), power_model(runtime.head_s))
-        base = replace(
-            base,
-            survival=(runtime.acceptance,),
-            compute_w=self._power.compute_w,
-            j_per_bit_up=self._power.j_per_bit_up,
-            j_per_bit_down=self._power.j_per_bit_down,
+        known = Measured(
+            math.inf if self.plan.local is None else runtime.draft_s,
+            math.inf if self.plan.exits is None else runtime.head_s,
+            math.nan if remote is None else remote.decode_s,
+            runtime.acceptance,
         )
-        if remote is None:
-            return base
-        now, link = runtime.now, remote.estimator
-        decode = base.decode_s if math.isnan(remote.decode_s) else remote.decode_s
-        return replace(
-            base,
-            rtt_s=link.rtt(now).mean,
-            up_bps=link.goodput(now).mean,
-            down_bps=link.downlink(now).mean,
-            queue_s=link.queue(now).mean,
-            decode_s=decode,
-            prefill_s=decode / 16,
-        )
+        link = None if remote is None else remote.estimator
+        return costs_of(known, self._power, link, runtime.now, self.evaluation)
 
     def choose(self, prompt: int, tokens: int, objective: Objective | None = None) -> Choice:
         """What `auto` would do now for a prompt and an answer of so many tokens, and why."""
@@ -446,7 +437,7 @@ class LanguageDeployment:
         if is_bottleneck(self._codec):
             plan, self.codec_report = self._bottleneck(plan, schedule, texts)
         self.close()
-        self.plan = plan
+        self.plan, self.evaluation = plan, None
         return found
 
     def _bottleneck(
@@ -461,6 +452,38 @@ class LanguageDeployment:
         if report.kept:
             return replace(plan, codec=self._codec, bottleneck=codec), report
         return replace(plan, codec="int4", bottleneck=None), report
+
+    def evaluate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 64,
+        sampling: Sampling | None = None,
+        stops: frozenset[int] | None = None,
+        progress: bool = True,
+    ) -> LanguageEvaluation:
+        """Answer prompts by the whole model, and record what all else would have said at each position, and
+        what it took. `auto` goes by it from then on; saved, it is what the simulator replays.
+
+        Args:
+            prompts: texts, or ids.
+            max_tokens: of an answer at most.
+            sampling: how tokens are drawn; greedy where not given.
+            stops: ids that end an answer; None for the model's own.
+            progress: whether a bar is shown.
+
+        Raises:
+            ConfigError: there is no prompt, or one has no room for an answer.
+        """
+        self.evaluation = evaluate_language(
+            self.plan,
+            [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts],
+            max_tokens=max_tokens,
+            stops=self.plan.stops if stops is None else stops,
+            sampling=sampling if sampling is not None else Sampling(),
+            progress=progress,
+        )
+        return self.evaluation
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -508,11 +531,6 @@ class LanguageDeployment:
             runtime = LanguageRuntime(self.plan.edge(digest), self.link, patience=self._patience)
             self._running = _Thread(runtime)
         return self._running
-
-
-def power_model(seconds: float) -> float:
-    """Seconds of a token; an assumed one where nothing was measured."""
-    return 0.01 if math.isnan(seconds) else seconds
 
 
 class Writing:

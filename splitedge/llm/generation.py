@@ -75,7 +75,12 @@ class Patience:
 
 @dataclass(slots=True)
 class Tally:
-    """What it took. Bytes as framed, seconds of the shell's clock; NaN where it did not happen."""
+    """What it took. Bytes as framed, seconds of the shell's clock; NaN where it did not happen.
+
+    `rejected` counts the first wrong draft of a round only: what stands behind it was never judged. So
+    `accepted / (accepted + rejected)` estimates the probability that a draft behind right ones is right,
+    whatever the length of rounds, and `accepted / proposed` does not.
+    """
 
     asks: int = 0
     cloud_tokens: int = 0
@@ -83,6 +88,7 @@ class Tally:
     bytes_down: int = 0
     proposed: int = 0
     accepted: int = 0
+    rejected: int = 0
     first_token_s: float = math.nan
     ended_s: float = math.nan
     compute_s: float = 0.0
@@ -278,8 +284,9 @@ class Generation:
         right = ask.ids[len(ask.ids) - ask.drafts :][: event.accepted] if len(self._drafts) else ()
         if event.start != len(self.ids) + len(right):
             return  # a repeated attempt's, of tokens that are here already
-        self._drafts, self._sure = [], []
+        judged, self._drafts, self._sure = bool(self._drafts), [], []
         self.tally.accepted += len(right)
+        self.tally.rejected += judged and len(right) < ask.drafts
         self.tally.cloud_tokens += len(event.tokens)
         sources = ("draft",) * len(right) + ("cloud",) * len(event.tokens)
         self._emit(now, (*right, *event.tokens), sources)
