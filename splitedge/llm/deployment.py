@@ -10,8 +10,8 @@ import queue
 import secrets
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -24,15 +24,20 @@ from splitedge.edge.link import ZmqLink
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError, Rejected
 from splitedge.keys import load_keys, trusted_key
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.cloud_model import CloudLanguageModel
 from splitedge.llm.exit_model import ExitModel
 from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
+from splitedge.llm.gate import GatedModel
+from splitedge.llm.gate_fit import GateSchedule, fit_gate
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
+from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
 from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.token_model import TokenModel, WholeModel
@@ -126,6 +131,7 @@ class LanguagePlan:
         exits: trained exits; None before `fit`, or where there are none.
         depths: blocks before each exit that is wanted.
         stops: ids that end a text.
+        aids: what was trained to choose between device and cloud.
     """
 
     head: LanguageHead
@@ -137,6 +143,7 @@ class LanguagePlan:
     exits: TrainedExits | None
     depths: tuple[int, ...]
     stops: frozenset[int]
+    aids: Aids = field(default_factory=Aids)
 
     def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
         """Lane of ids, and of hidden states."""
@@ -164,12 +171,17 @@ class LanguagePlan:
         return EdgeLanguage(
             vocabulary=self.anatomy.vocabulary,
             context=self.anatomy.context,
-            draft=None if self.local is None else self.local.fresh,
+            draft=self._draft(),
             exits=None if head is None else head.fresh,
             ids_lane=ids,
             states_lane=states,
             codec=None if states is None else state_codec(self.codec, self.anatomy.hidden),
         )
+
+    def _draft(self) -> Callable[[], TokenModel] | None:
+        if self.local is None:
+            return None
+        return self.local.fresh if self.aids.gate is None else GatedModel(self.local, self.aids.gate).fresh
 
 
 def deploy_language(
@@ -282,6 +294,8 @@ class LanguageDeployment:
             Rejected: the prompt does not fit, or the mode can not be had.
             RequestError: it ended without being complete.
         """
+        if how.get("mode") == CASCADE and how.get("way") is None:
+            return cascade(self, prompt, how)
         stream = self.stream(prompt, **how)
         for _ in stream:
             pass
@@ -300,13 +314,16 @@ class LanguageDeployment:
         objective: Objective | None = None,
         way: Way | None = None,
         stops: frozenset[int] | None = None,
+        router: QueryRouter | None = None,
     ) -> Writing:
         """Begin a text; iterate over the result for pieces of it as they become final.
 
         Args:
             prompt: text, or ids.
             max_tokens: at most so many.
-            mode: how to write; `auto` predicts which is best from what was measured.
+            mode: how to write; `auto` predicts which is best from what was measured; `route` asks the query
+                router whether the device answers or the cloud. `generate` also takes `cascade`: the device
+                answers, and the cloud anew where a judge finds that this will not do.
             drafts: most drafts a round; None for what is predicted best, else 4.
             sampling: how tokens are drawn; greedy where not given.
             deadline_s: seconds for all of it.
@@ -314,6 +331,7 @@ class LanguageDeployment:
             objective: what `auto` makes small; total time where not given.
             way: all of the mode's numbers at once, in place of `mode`, `drafts` and `on_loss`.
             stops: ids that end the text; None for the model's own.
+            router: in place of the deployment's own; with `auto` it means `route`.
 
         Raises:
             Rejected, ConfigError: see `generate`.
@@ -322,7 +340,11 @@ class LanguageDeployment:
         runtime = self._started().runtime
         why = "asked for"
         if way is None:
-            if mode == AUTO:
+            if mode == ROUTE or (mode == AUTO and router is not None):
+                found = self.route(prompt, router)
+                why = found.why
+                way = self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss)
+            elif mode == AUTO:
                 choice = self.choose(len(ids), max_tokens, objective)
                 way, why = self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
             else:
@@ -342,9 +364,26 @@ class LanguageDeployment:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = self.plan.aids.gate
+            thresholds = {-1: 0.5 if gate is None else gate.threshold}
         keeps = self.plan.codec == IDS
         return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
+
+    def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
+        """Where the query router sends a prompt, and why; nothing is sent. See `per_query.routed`."""
+        chosen = router if router is not None else self.plan.aids.router
+        return routed(chosen, self.plan.local, self.tokenizer, prompt)
+
+    @property
+    def up(self) -> bool:
+        """Whether the cloud is in reach."""
+        return self._started().runtime.up
+
+    def attach(self, aids: Aids) -> None:
+        """Give it trained aids: those that are not None take the place of what it has."""
+        given = {name: aid for name, aid in vars(aids).items() if aid is not None}
+        self.close()
+        self.plan = replace(self.plan, aids=replace(self.plan.aids, **given))
 
     def costs(self) -> Costs:
         """What was measured of link, device and cloud so far; assumed values where nothing was."""
@@ -352,9 +391,12 @@ class LanguageDeployment:
         remote = runtime.remote
         draft = runtime.draft_s if self.plan.local is not None else math.inf
         base = Costs(0.05, 10e6, 20e6, 0.02, 0.001, power_model(draft), power_model(runtime.head_s))
+        report = None if self.plan.aids.gate is None else self.plan.aids.gate.report
         base = replace(
             base,
-            survival=(runtime.acceptance,),
+            survival=(runtime.acceptance,) if report is None else report.survival,
+            disagreement=() if report is None else ((Mode.ASSIST, report.disagreement),),
+            calls=base.calls if report is None or self.plan.exits is not None else report.calls,
             compute_w=self._power.compute_w,
             j_per_bit_up=self._power.j_per_bit_up,
             j_per_bit_down=self._power.j_per_bit_down,
@@ -386,20 +428,32 @@ class LanguageDeployment:
         risk: float = 0.05,
         schedule: ExitSchedule | None = None,
         texts: torch.Tensor | None = None,
-    ) -> TrainedExits:
-        """Train and calibrate the exits; see `splitedge.llm.exits.train_exits`.
+        gate: GateSchedule | None = None,
+    ) -> TrainedExits | None:
+        """Train and calibrate the exits, where there are any (see `splitedge.llm.exits.train_exits`), and the
+        token gate, where there is a local model (see `splitedge.llm.gate_fit.fit_gate`).
+
+        Args:
+            risk, schedule: of the exits.
+            texts: to learn from in place of text the model writes: int64 (texts, length).
+            gate: how the gate is trained.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there is neither, or too little text.
         """
         plan = self.plan
-        if not plan.depths:
+        if not plan.depths and plan.local is None:
             raise ConfigError("there is no exit to train; name some: deploy(..., exits=[2, 4])")
-        found = train_exits(
-            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, schedule=schedule, texts=texts
-        )
+        found, aids = plan.exits, plan.aids
+        if plan.local is not None:
+            trained = fit_gate(plan.local, plan.head, plan.tail, plan.anatomy, schedule=gate, texts=texts)
+            aids = replace(aids, gate=trained)
+        if plan.depths:
+            found = train_exits(
+                plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, schedule=schedule, texts=texts
+            )
         self.close()
-        self.plan = replace(plan, exits=found)
+        self.plan = replace(plan, exits=found, aids=aids)
         return found
 
     # Life -----------------------------------------------------------------------------------------
