@@ -20,7 +20,7 @@ from splitedge.llm.router_fit import fit_router, learn_router, parts_of, stem
 SMALL = Hashing(words=1 << 10, chars=0)
 EASY = ["weather", "colour", "animal", "music", "kitchen"]
 HARD = ["integral", "theorem", "tensor", "manifold", "cohomology"]
-FILL = [f"filler{i}" for i in range(15)]
+FILL = [f"filler{chr(97 + i)}" for i in range(15)]
 
 
 def queries(count: int, seed: int):

@@ -51,8 +51,8 @@ class RouteThreshold:
             ConfigError: it is not that.
         """
         try:
-            numbers = (float(data[name]) for name in ("value", "calls", "drop", "drop_bound"))
-            return cls(*numbers, int(data["rows"]), str(data["reason"]))
+            value, calls, drop, bound = (float(data[k]) for k in ("value", "calls", "drop", "drop_bound"))
+            return cls(value, calls, drop, bound, int(data["rows"]), str(data["reason"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a threshold of a router: {error!r}") from error
 

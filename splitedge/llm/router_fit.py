@@ -77,7 +77,7 @@ def fit_router(
             f"{_LEAST} each"
         )
     router = learn_router(
-        [texts[i] for i in learn],
+        [texts[i] for i in learn.tolist()],
         q[learn],
         r[learn],
         taught=taught,
@@ -85,7 +85,7 @@ def fit_router(
         readings=None if readings is None else readings[learn],
         strength=strength,
     )
-    score = router.scores([texts[i] for i in keep], None if readings is None else readings[keep])
+    score = router.scores([texts[i] for i in keep.tolist()], None if readings is None else readings[keep])
     mine, theirs = _mean(q[keep]), _mean(r[keep])
     found = _AIMS[aim](score, mine, theirs, to, risk=risk)
     return replace(router, threshold=found, auc=auc_of(score, mine >= theirs))
