@@ -84,8 +84,10 @@ class Deadline(Policy):
             top = where(value > top, value, top)
         fits = top >= 0.0
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        cheapest = _cheapest(obs, seconds, values, top - tolerance)
-        best = where(fits, cheapest, _fastest(obs, seconds))
+        if fits is True:  # one device, and something fits: the usual case
+            best = _cheapest(obs, seconds, values, top - tolerance)
+        else:
+            best = where(fits, _cheapest(obs, seconds, values, top - tolerance), _fastest(obs, seconds))
         due = where(self.battery.is_critical(obs.battery), False, fits)
         sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)
         why = where(sent >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))

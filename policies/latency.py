@@ -75,7 +75,7 @@ class Latency(Policy):
 
 def within_reach(obs: Observation, remote: bool) -> Any:
     """Whether an option may be chosen: a remote one only while the link is up, unless all are remote."""
-    if not remote or all(option.remote for option in obs.options):
+    if not remote or obs.link_up is True or all(option.remote for option in obs.options):
         return True
     return obs.link_up
 

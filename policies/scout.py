@@ -28,6 +28,8 @@ def scout(obs: Observation, best: Any, due: Any, worth: Sequence[Any], floor: An
         scout_s: seconds; inf for never.
     """
     due = due & within_reach(obs, True) & (obs.unsent_s >= scout_s) & (scout_s < math.inf)
+    if due is False:
+        return -1
     found: Any = -1
     for i, option in enumerate(obs.options):
         if not option.remote:

@@ -47,13 +47,15 @@ class Series:
     value: Floats
     period_s: float
     _times: array[float] = field(init=False, repr=False)
+    _values: array[float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_times", _compact(self.time_s))
+        object.__setattr__(self, "_values", _compact(self.value))
 
     def at(self, t: float) -> float:
         """The value at `t` seconds, t >= 0."""
-        return float(self.value[bisect_right(self._times, t % self.period_s) - 1])
+        return self._values[bisect_right(self._times, t % self.period_s) - 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from splitedge.errors import ConfigError
+from splitedge.estimate import EstimatorSettings
+from splitedge.settings import EngineSettings
+from splitedge.sim.device_classes import CLASSES
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -59,20 +63,36 @@ class DevicePart(Part):
     """The device.
 
     Attributes:
+        like: a named class of devices (`device_classes`), whose `slower` and `power` take the place of those
+            given here.
         slower: how many times longer than measured each stage takes: 1 is the machine of the profile.
         power: name of a power profile.
         battery_j: joules of a full battery; None is on mains.
         charge: fraction of it at the start.
+        battery_interval_s: seconds between two readings of it.
         count: devices, all of this kind, that share the cloud.
         shared_cell: whether they share the channel's capacity too.
     """
 
+    like: str | None = None
     slower: Positive = 1.0
     power: str = "none"
     battery_j: Positive | None = None
     charge: float = Field(default=1.0, ge=0, le=1)
+    battery_interval_s: Positive = 30.0
     count: int = Field(default=1, ge=1, le=1_000_000)
     shared_cell: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_class(cls, data: Any) -> Any:
+        """Take over what the class says, so that `slower` and `power` hold whatever was named."""
+        like = data.get("like") if isinstance(data, dict) else None
+        if like is None:
+            return data
+        if like not in CLASSES:
+            raise ValueError(f"no class of devices '{like}'; there are {', '.join(CLASSES)}")
+        return {**data, "slower": CLASSES[like].slower, "power": CLASSES[like].power}
 
 
 class CloudPart(Part):
@@ -83,12 +103,34 @@ class CloudPart(Part):
         executors: batches computed at once.
         max_rows: rows of a batch at most.
         max_wait_ms: how long an incomplete batch waits for more.
+        per_row: what each further row of a batch adds, as a share of its own seconds: 1 where batching saves
+            nothing, 0 where a batch takes as long as its slowest row.
+        queue_requests: requests waiting or running at once; more are refused as busy.
     """
 
     slower: Positive = 1.0
     executors: int = Field(default=1, ge=1, le=1024)
     max_rows: int = Field(default=32, ge=1, le=65536)
     max_wait_ms: Seconds = 0.0
+    per_row: float = Field(default=1.0, ge=0, le=1)
+    queue_requests: int = Field(default=1024, ge=1, le=1_000_000)
+
+
+class ShellPart(Part):
+    """What the shells around engine and cloud cost, milliseconds; nothing unless calibrated.
+
+    Attributes:
+        stage_ms: on the device, from the end of a stage to the engine's hearing of it.
+        send_ms: on the device, from the engine's word to the first byte on the link.
+        receive_ms: on the device, from a message's last byte to the engine's hearing of it.
+        cloud_ms: in the cloud, from a message's last byte to the queue, and again from a batch's end to the
+            reply's first byte.
+    """
+
+    stage_ms: Seconds = 0.0
+    send_ms: Seconds = 0.0
+    receive_ms: Seconds = 0.0
+    cloud_ms: Seconds = 0.0
 
 
 class WorkPart(Part):
@@ -99,12 +141,14 @@ class WorkPart(Part):
         rate_hz: requests a second (not with recorded arrivals).
         requests: how many, of each device.
         deadline_ms: time each may take; None for none.
+        start_s: seconds between the connection's coming up and the first request.
     """
 
     arrivals: Literal["fixed", "poisson"] | Path = "fixed"
     rate_hz: Positive = 20.0
     requests: int = Field(default=1000, ge=1, le=1_000_000_000)
     deadline_ms: Positive | None = 150.0
+    start_s: Seconds = 0.0
 
 
 class Scenario(Part):
@@ -116,6 +160,9 @@ class Scenario(Part):
         policy: `name` or `name:argument`.
         mode: `exact` runs the daemon's engine object event by event; `fleet` runs the policies on arrays.
         seed: of arrivals, rows drawn and service times.
+        reasons: whether every row says in words why its route was taken (column `reason`); it is slower.
+        engine: the engine's settings, as an edge's configuration has them; `reasons` is the scenario's.
+        link: how the engine estimates the link, likewise.
     """
 
     deployment: Path
@@ -123,9 +170,13 @@ class Scenario(Part):
     policy: str = "deadline"
     mode: Literal["exact", "fleet"] = "exact"
     seed: int = Field(default=0, ge=0)
+    reasons: bool = False
     device: DevicePart = DevicePart()
     cloud: CloudPart = CloudPart()
     work: WorkPart = WorkPart()
+    shell: ShellPart = ShellPart()
+    engine: EngineSettings = EngineSettings()
+    link: EstimatorSettings = EstimatorSettings()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -136,9 +187,20 @@ class Scenario(Part):
         """
         try:
             with path.open("rb") as file:
-                found = cls.model_validate(tomllib.load(file))
+                data = tomllib.load(file)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, object], path: Path) -> Self:
+        """What was read from a TOML file at `path`; relative paths are of its directory.
+
+        Raises:
+            ConfigError: a key is unknown or out of range.
+        """
+        try:
+            found = cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

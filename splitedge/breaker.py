@@ -18,6 +18,9 @@ class Circuit(StrEnum):
     HALF_OPEN = "half-open"
 
 
+_CLOSED = Circuit.CLOSED
+
+
 class Breaker:
     """Counts consecutive failures; opens at `failures` of them; probes with exponential backoff.
 
@@ -41,9 +44,9 @@ class Breaker:
     def success(self) -> bool:
         """A sign of life: a reply, a refusal, a ping that came back. True if this closed the circuit."""
         self.failures = 0
-        if self.state is Circuit.CLOSED:
+        if self.state is _CLOSED:
             return False
-        self.state = Circuit.CLOSED
+        self.state = _CLOSED
         self.probe_at = math.inf
         self._backoff = self._base_s
         return True

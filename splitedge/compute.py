@@ -14,13 +14,16 @@ class ComputeQueue:
 
     Earliest deadline first (Liu & Layland, J. ACM 1973), without pre-emption. A stage of a request that
     has ended keeps its slot until the device reports it.
+
+    Attributes:
+        heap: what waits, perhaps with entries that were dropped. To be read only.
     """
 
-    __slots__ = ("_busy_until", "_heap", "_order", "_running", "_slots", "_waiting_s")
+    __slots__ = ("_busy_until", "_order", "_running", "_slots", "_waiting_s", "heap")
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._heap: list[tuple[int, float, int, Request]] = []
+        self.heap: list[tuple[int, float, int, Request]] = []
         self._running: dict[int, Stage] = {}
         self._order = 0
         self._waiting_s = 0.0
@@ -49,7 +52,7 @@ class ComputeQueue:
         request.queued_s = seconds
         request.order = self._order
         self._waiting_s += seconds
-        heappush(self._heap, (0 if urgent else 1, request.limit, self._order, request))
+        heappush(self.heap, (0 if urgent else 1, request.limit, self._order, request))
 
     def drop(self, request: Request) -> None:
         """Take the request's stage out of the queue. What is running runs on."""
@@ -68,10 +71,12 @@ class ComputeQueue:
         """The request whose stage shall begin now, if a slot is free and a stage waits. It leaves the queue:
         `start` it, or `put` another stage of it.
         """
+        if not self.heap or len(self._running) >= self._slots:
+            return None
         kept: list[tuple[int, float, int, Request]] = []
         found: Request | None = None
-        while self._heap and found is None and len(self._running) < self._slots:
-            entry = heappop(self._heap)
+        while self.heap and found is None and len(self._running) < self._slots:
+            entry = heappop(self.heap)
             request = entry[3]
             if request.queued is None or request.order != entry[2]:
                 continue  # dropped, or replaced by a later entry
@@ -80,7 +85,7 @@ class ComputeQueue:
                 continue
             found = request
         for entry in kept:
-            heappush(self._heap, entry)
+            heappush(self.heap, entry)
         return found
 
     def start(self, now: float, request: Request) -> Run:
@@ -89,7 +94,7 @@ class ComputeQueue:
         if stage is None:
             raise SplitedgeError(f"request {request.id} has no stage to begin")
         self._waiting_s -= request.queued_s
-        if not self._heap:
+        if not self.heap:
             self._waiting_s = 0.0  # sheds the rounding of a long run of sums
         request.queued = None
         request.running = stage
@@ -103,7 +108,7 @@ class ComputeQueue:
         if len(self._running) > self._slots:
             raise SplitedgeError(f"{len(self._running)} stages run in {self._slots} slots")
         if len(self._running) < self._slots:
-            for _, _, order, request in self._heap:
+            for _, _, order, request in self.heap:
                 live = request.queued is not None and request.order == order
                 if live and request.id not in self._running:
                     raise SplitedgeError(

@@ -82,7 +82,7 @@ class Deployment:
         self._recent: deque[Record] = deque(maxlen=RECENT)
         self._running: Running | None = None
         self._closed = False
-        self._policy, self._thresholds = ready_policy(self._policy_spec, plan)
+        self._policy, self._thresholds = ready_policy(self._policy_spec, plan.options, plan.evidence)
 
     # Answering ------------------------------------------------------------------------------------
 
@@ -228,7 +228,9 @@ class Deployment:
         plan, report = fit_plan(asked, rows, held, schedule or fields, filter, others)
         self._plan = measured_again(plan, rows)
         self._digest = None
-        self._policy, self._thresholds = ready_policy(self._policy_spec, self._plan)
+        self._policy, self._thresholds = ready_policy(
+            self._policy_spec, self._plan.options, self._plan.evidence
+        )
         return report
 
     def evaluate(self, data: Any, route: Route | str | None = None, *, sizes: bool = True) -> Evaluation:

@@ -10,6 +10,7 @@ SplitedgeError
   BundleError            a bundle on disk is damaged, foreign or of another version
   RecordError            a record file can not be read
   TraceError             a channel trace can not be read or replayed
+  SimulationError        a simulation can not be run, or its policy failed in it
   WireError              bytes from the network broke the protocol
   LinkError              the link to the cloud
     AuthenticationError  the peer refused our key, or is not who we trust
@@ -69,6 +70,10 @@ class RecordError(SplitedgeError):
 
 class TraceError(SplitedgeError):
     """A channel trace can not be read or replayed."""
+
+
+class SimulationError(SplitedgeError):
+    """A simulation can not be run: too large for its mode, or its policy failed."""
 
 
 class WireError(SplitedgeError):

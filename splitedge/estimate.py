@@ -148,11 +148,14 @@ class Ewma:
             self._mean = value
         else:
             # Never below the plain average: the first samples must not weigh more than later ones.
-            a = max(1.0 - self._keep**weight, weight / (self.weight + weight))
+            a, plain = 1.0 - self._keep**weight, weight / (self.weight + weight)
+            if plain > a:
+                a = plain
             step = value - self._mean
             self._mean += a * step
             self._variance = (1.0 - a) * (self._variance + a * step * step)
-        self.weight = min(self.weight + weight, self._count)
+        kept = self.weight + weight
+        self.weight = kept if kept < self._count else self._count
         self.newest = now
 
     def summary(self) -> tuple[float, float, float]:
@@ -273,11 +276,14 @@ class Usual:
 
     def observe(self, now: float, value: float, weight: float) -> None:
         """Take a sample at second `now`; `value` > 0, `weight` in (0, 1]."""
-        weight *= min(1.0, max(0.0, now - self._at) / _SPREAD_S)
+        gap = now - self._at
+        if gap < _SPREAD_S:
+            weight *= (gap if gap > 0.0 else 0.0) / _SPREAD_S
         self._at = now
         if weight <= 0.0:
             return
-        self._weight = min(self._weight + weight, self._keep)
+        kept = self._weight + weight
+        self._weight = kept if kept < self._keep else self._keep
         share = weight / self._weight
         step = math.log(value) - self._mean
         self._mean += share * step
@@ -305,10 +311,15 @@ class _Quantity:
 
     def observe(self, now: float, value: float, weight: float = 1.0) -> None:
         if math.isfinite(value) and math.isfinite(now) and value >= 0.0:
-            value = min(self._max, max(self._min, value))
+            if value < self._min:
+                value = self._min
+            elif value > self._max:
+                value = self._max
             self._usual.observe(now, value, weight)
-            gap = max(0.0, now - self._evidence.newest)
-            self._evidence.observe(now, value, weight * min(1.0, max(_LEAST_SHARE, gap / _CLUSTER_S)))
+            share = (now - self._evidence.newest) / _CLUSTER_S
+            if share < 1.0:
+                weight *= share if share > _LEAST_SHARE else _LEAST_SHARE
+            self._evidence.observe(now, value, weight)
             self._cached_at = -math.inf
 
     def estimate(self, now: float) -> Estimate:
@@ -318,8 +329,9 @@ class _Quantity:
         weight = evidence.weight
         if weight <= 0.0:
             return Estimate(*self._usual.prior)
-        age = max(0.0, now - evidence.newest)
-        trust = weight / (weight + self._w0) * 0.5 ** min(1000.0, age / self._half)
+        age = (now - evidence.newest) / self._half
+        forgotten = 1.0 if age <= 0.0 else 0.5 ** (age if age < 1000.0 else 1000.0)
+        trust = weight / (weight + self._w0) * forgotten
         mean, low, high = evidence.summary()
         p_mean, p_low, p_high = self._usual.prior
         self._cached = Estimate(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from pydantic import TypeAdapter
 from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
 from splitedge.errors import ConfigError, RecordError
+from splitedge.features import features_of
 from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.policy import Gate, Option, Route
 from splitedge.rows import LabelledRows
-from splitedge.segments import confidence_of
+from splitedge.segments import Evidence, confidence_of
 from splitedge.thresholds import Floats
 
 BATCH = 64
 _TABLE = TypeAdapter(tuple[Option, ...])
+_EVIDENCE = TypeAdapter(dict[int, Evidence])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Evaluation:
         labels: right classes, (rows,).
         table: the options with what they cost, in the same order: with it the evaluation is all that the
             simulator needs of a deployment.
+        evidence: what each exit said on validation rows, by its number, from which policies that go by
+            confidence take their thresholds; empty before `fit`.
+        features: cheap numbers of each row's input, float32 (rows, F), as a policy that `wants_features`
+            sees them (`features.NAMES`); None in files from before there were any.
     """
 
     options: tuple[str, ...]
@@ -47,6 +54,8 @@ class Evaluation:
     nbytes: Floats
     labels: npt.NDArray[np.int64]
     table: tuple[Option, ...] = ()
+    evidence: Mapping[int, Evidence] = field(default_factory=dict)
+    features: npt.NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -55,6 +64,7 @@ class Evaluation:
 
     def save(self, path: Path | str) -> None:
         """Write all arrays to an `.npz` (no pickle inside)."""
+        features: dict[str, Any] = {} if self.features is None else {"features": self.features}
         np.savez_compressed(
             path,
             options=np.array(self.options),
@@ -63,6 +73,8 @@ class Evaluation:
             nbytes=self.nbytes,
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
+            evidence=np.array(_EVIDENCE.dump_json(dict(self.evidence)).decode()),
+            **features,
         )
 
     @classmethod
@@ -72,16 +84,31 @@ class Evaluation:
         Raises:
             RecordError: the file is missing, damaged or something else.
         """
+        evidence: dict[int, Evidence] = {}
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["options"])
                 table = _TABLE.validate_json(str(data["table"])) if "table" in data else ()
-                found = cls(names, data["correct"], data["confidence"], data["nbytes"], data["labels"], table)
+                if "evidence" in data:
+                    evidence = _EVIDENCE.validate_json(str(data["evidence"]))
+                found = cls(
+                    names,
+                    data["correct"],
+                    data["confidence"],
+                    data["nbytes"],
+                    data["labels"],
+                    table,
+                    evidence,
+                    data.get("features"),
+                )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
         if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
             raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
+        extra = found.features
+        if extra is not None and (extra.ndim != 2 or len(extra) != shape[1]):
+            raise RecordError(f"{path}: features of shape {extra.shape} for {shape[1]} rows")
         if table and tuple(option.name for option in table) != names:
             raise RecordError(f"{path}: its option table is not that of its answers ({', '.join(names)})")
         return found
@@ -121,7 +148,16 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
     parts = [_answer(plan, batch, chosen, sizes) for batch in rows.batches(BATCH if plan.batchable else 1)]
     correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     names = tuple(option.name for option in chosen)
-    return Evaluation(names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen))
+    return Evaluation(
+        names,
+        correct.astype(bool),
+        confidence,
+        nbytes,
+        rows.labels.numpy(),
+        tuple(chosen),
+        plan.evidence,
+        np.concatenate([features_of(batch.inputs, batch.dims) for batch in rows.batches(BATCH)]),
+    )
 
 
 def _answer(

@@ -23,13 +23,19 @@ NOTHING = "nothing"
 
 
 def answered(
-    r: Request, now: float, option: int, confidence: float, policy: Policy, paths: Paths, power: PowerModel
+    r: Request,
+    now: float,
+    option: int,
+    confidence: float,
+    policy: Policy | None,
+    paths: Paths,
+    power: PowerModel,
 ) -> Record:
-    """The record of a request answered by `option`."""
+    """The record of a request answered by `option`; without a policy it does not say why as planned."""
     record = _measured(r, now, paths, power)
     chosen = paths.options[option]
-    record.option = chosen.name
-    record.route = chosen.route.value
+    record.option = paths.names[option]
+    record.route = paths.routes[option]
     record.cut = chosen.cut or ""
     record.codec = chosen.codec or ""
     record.level = chosen.level if chosen.remote else -1
@@ -37,7 +43,10 @@ def answered(
     record.confidence = confidence
     record.met = record.latency_s <= r.deadline_s
     record.degraded = option != r.target or r.broken
-    record.reason = _fell(r, chosen.name) if record.degraded else _meant(r, policy)
+    if record.degraded:
+        record.reason = _fell(r, record.option)
+    elif policy is not None:
+        record.reason = _meant(r, policy)
     return record
 
 
@@ -119,7 +128,7 @@ def _measured(r: Request, now: float, paths: Paths, power: PowerModel) -> Record
         t_s=r.t,
         rows=r.rows,
         deadline_s=r.deadline_s,
-        planned=paths.options[r.planned].name if r.planned != NONE else "",
+        planned=paths.names[r.planned] if r.planned != NONE else "",
         forced=r.forced is not None,
         latency_s=now - r.t,
         head_s=r.head_s,

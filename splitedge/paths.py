@@ -9,6 +9,7 @@ from splitedge.events import Stage, StageKind
 from splitedge.policy import Observation, Option, Route, latency_q95
 from splitedge.request import NONE, Request
 
+_ENCODE = StageKind.ENCODE
 _EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
 
 
@@ -20,6 +21,8 @@ class Paths:
 
     Attributes:
         options: the table.
+        names, routes: of the options, as text.
+        on_head: for each option, whether its seconds on the device begin with the head's.
         remote: for each option, whether the cloud computes any of it.
         final: for each option, the stage after which it can answer, or its payload is ready.
         stages: for each option, all its stages in order, exits on the way included.
@@ -29,12 +32,27 @@ class Paths:
         depth: for each exit's number, its place in the order of exits.
     """
 
-    __slots__ = ("depth", "fallbacks", "final", "longest_s", "options", "owner", "remote", "stages")
+    __slots__ = (
+        "depth",
+        "fallbacks",
+        "final",
+        "longest_s",
+        "names",
+        "on_head",
+        "options",
+        "owner",
+        "remote",
+        "routes",
+        "stages",
+    )
 
     def __init__(self, options: tuple[Option, ...]) -> None:
         if not options:
             raise ConfigError("an engine needs at least one option to answer by")
         self.options = options
+        self.names = tuple(option.name for option in options)
+        self.routes = tuple(option.route.value for option in options)
+        self.on_head = tuple(option.route in (Route.SPLIT, Route.EXIT) for option in options)
         self.remote = tuple(option.remote for option in options)
         self.final = tuple(_final(option, i) for i, option in enumerate(options))
         self.longest_s = max(option.edge_s for option in options)
@@ -64,9 +82,10 @@ class Paths:
 
     def cost_s(self, r: Request, stage: Stage, *, quantile: bool) -> float:
         """Predicted compute seconds of a stage (mean, or 95th percentile), less what the head already ran."""
-        option = self.options[stage.number if stage.kind is StageKind.ENCODE else self.owner[stage]]
+        index = stage.number if stage.kind is _ENCODE else self.owner[stage]
+        option = self.options[index]
         seconds = (option.edge_s_q95 if quantile else option.edge_s) * r.rows
-        if option.route is Route.LOCAL or option.route is Route.CLOUD:
+        if not self.on_head[index]:
             return seconds
         return seconds - r.sunk_s if seconds > r.sunk_s else 0.0
 

@@ -17,6 +17,7 @@ from splitedge.segments import (
     Boundary,
     CloudSegments,
     EdgeSegments,
+    Evidence,
     ExitHead,
     Local,
     Segment,
@@ -102,6 +103,11 @@ class Plan:
     def source(self, cut: int) -> int:
         """The boundary that the codec of a cut reads."""
         return self.sources.get(cut, cut)
+
+    @property
+    def evidence(self) -> dict[int, Evidence]:
+        """What each exit said on validation rows, by its number; empty before `fit`."""
+        return {number: head.evidence for number, head in enumerate(self.exits) if head.evidence is not None}
 
     def gate(self, cut: int, level: int) -> Gate | None:
         """The gate of the option at a cut and a level."""

@@ -1,12 +1,12 @@
-"""Make a plan's policy, with what the exits said on validation rows."""
+"""Make a deployment's policy, with what the exits said on validation rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from splitedge.plan import Plan
-from splitedge.policy import Policy, make_policy
+from splitedge.policy import Option, Policy, make_policy
+from splitedge.segments import Evidence
 from splitedge.thresholds import NEVER, Threshold, threshold_for
 
 
@@ -31,26 +31,31 @@ class SeesExits(Protocol):
         ...
 
 
-def ready_policy(spec: str | Policy, plan: Plan) -> tuple[Policy, dict[int, Threshold]]:
-    """A policy for a plan, and the thresholds it was given (none before `fit`).
+def ready_policy(
+    spec: str | Policy, options: Sequence[Option], evidence: Mapping[int, Evidence]
+) -> tuple[Policy, dict[int, Threshold]]:
+    """A policy for a deployment, and the thresholds it was given (none before `fit`).
 
     A policy object that comes with thresholds keeps them. What a wrapper wraps is made ready like any other.
 
+    Args:
+        spec: by name or an object.
+        options: of the deployment.
+        evidence: what each exit said on validation rows, by its number; see `Plan.evidence`.
+
     Raises:
         UnknownName: no such policy.
-        PolicyError: bad argument, or the plan lacks a route the policy needs.
+        PolicyError: bad argument, or the deployment lacks a route the policy needs.
     """
-    made = policy = make_policy(spec, plan.options)
+    made = policy = make_policy(spec, options)
     while policy.inner is not None:
         policy = policy.inner
-    evident = {n: head.evidence for n, head in enumerate(plan.exits) if head.evidence is not None}
-    if evident and isinstance(policy, SeesExits):
-        policy.see_exits({number: evidence.confidence for number, evidence in evident.items()})
+    if evidence and isinstance(policy, SeesExits):
+        policy.see_exits({number: seen.confidence for number, seen in evidence.items()})
     if not isinstance(policy, Thresholded) or (not isinstance(spec, str) and policy.thresholds):
         return made, {}
     found = {
-        number: _threshold(evidence.confidence, evidence.correct, policy.target)
-        for number, evidence in evident.items()
+        number: _threshold(seen.confidence, seen.correct, policy.target) for number, seen in evidence.items()
     }
     policy.configure({number: threshold.value for number, threshold in found.items()})
     return made, found

@@ -10,6 +10,8 @@ from splitedge.events import Action, Ping, Send
 from splitedge.request import Request
 from splitedge.settings import EngineSettings
 
+_CLOSED = Circuit.CLOSED
+
 
 class Sender:
     """Connection, circuit breaker, pings, and the requests that wait for the link to be usable.
@@ -52,7 +54,7 @@ class Sender:
     @property
     def usable(self) -> bool:
         """Whether a request may be sent now."""
-        return self.connected and self.breaker.state is Circuit.CLOSED
+        return self.connected and self.breaker.state is _CLOSED
 
     @property
     def state(self) -> str:
@@ -139,7 +141,7 @@ class Sender:
             self._ping(now, actions)
         elif now >= self._ping_at:
             self._schedule(now)
-            if self._pong_due == math.inf and self.breaker.state is Circuit.CLOSED:
+            if self._pong_due == math.inf and self.breaker.state is _CLOSED:
                 self._ping(now, actions)
 
     def _ping(self, now: float, actions: list[Action]) -> None:

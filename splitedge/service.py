@@ -36,7 +36,7 @@ async def run_edge_daemon(
     """
     device = device_named(settings.edge.device)
     plan, found = await asyncio.to_thread(load_plan, bundle, "edge")
-    policy, _ = ready_policy(settings.edge.policy or plan.policy, plan)
+    policy, _ = ready_policy(settings.edge.policy or plan.policy, plan.options, plan.evidence)
     engine = Engine(
         plan.options,
         policy,

@@ -30,6 +30,8 @@ class EngineSettings(BaseModel):
             (a ping keeps a radio awake). 0 for no pings but those of an open circuit.
         ping_timeout_s: seconds after which a ping counts as lost.
         seed: of the generator of the jitter.
+        reasons: whether the record of a request that went as the policy wanted says why, in words. One that
+            did not always says it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,3 +55,4 @@ class EngineSettings(BaseModel):
     ping_idle_max_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)
     ping_timeout_s: float = Field(default=2.0, gt=0, le=3600, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
+    reasons: bool = True

@@ -19,6 +19,8 @@ from splitedge.settings import EngineSettings
 from splitedge.timers import Timers
 
 _log = logging.getLogger("splitedge.engine")
+_ENCODE = StageKind.ENCODE
+_CLOUD, _LOCAL, _EXIT = Source.CLOUD, Source.LOCAL, Source.EXIT
 _GHOSTS = 256  # ended requests whose late replies still teach the link estimator
 
 
@@ -128,7 +130,7 @@ class Settling:
     def _guard(self, now: float, r: Request) -> None:
         """The last moment to begin a fall-back has come."""
         r.guard_at = math.inf
-        running_exit = r.running is not None and r.running.kind is not StageKind.ENCODE
+        running_exit = r.running is not None and r.running.kind is not _ENCODE
         if r.in_hand or r.fallback is not None or running_exit:
             return
         best = self._best_fallback(now, r)
@@ -198,14 +200,15 @@ class Settling:
             self._fail(now, r, kind(f"timeout of {self.settings.default_timeout_s:.3f} s: {why}"))
 
     def _answer(self, now: float, r: Request, option: int, confidence: float) -> None:
-        record = answered(r, now, option, confidence, self.policy, self._paths, self.power)
+        policy = self.policy if self.settings.reasons else None
+        record = answered(r, now, option, confidence, policy, self._paths, self.power)
         chosen = self.options[option]
         if chosen.remote:
-            self._end(r, Answer(r.id, Source.CLOUD, -1, record))
+            self._end(r, Answer(r.id, _CLOUD, -1, record))
         elif chosen.exit is None:
-            self._end(r, Answer(r.id, Source.LOCAL, -1, record))
+            self._end(r, Answer(r.id, _LOCAL, -1, record))
         else:
-            self._end(r, Answer(r.id, Source.EXIT, chosen.exit, record))
+            self._end(r, Answer(r.id, _EXIT, chosen.exit, record))
 
     def _answer_unsent(self, now: float, r: Request, gate: Gate, confidence: float) -> None:
         """The filter of the option just encoded keeps the payload here: its answer is given."""

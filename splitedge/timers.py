@@ -17,32 +17,34 @@ class Timers:
 
     Args:
         requests: those in flight, shared with the engine.
+
+    Attributes:
+        heap: the timers, perhaps with stale ones; the first is the earliest. To be read only.
     """
 
-    __slots__ = ("_heap", "_requests")
+    __slots__ = ("_requests", "heap")
 
     def __init__(self, requests: dict[int, Request]) -> None:
         self._requests = requests
-        self._heap: list[tuple[float, int]] = []
-
-    @property
-    def next_at(self) -> float:
-        """Second of the first timer, perhaps of a stale one; inf when there is none."""
-        return self._heap[0][0] if self._heap else math.inf
+        self.heap: list[tuple[float, int]] = []
 
     def first(self) -> float:
         """Second of the first timer that stands; inf when there is none."""
-        heap = self._heap
-        while heap and self._stale(heap[0]):
+        heap, requests = self.heap, self._requests
+        while heap:
+            at, request = heap[0]
+            r = requests.get(request)
+            if r is not None and r.pushed == at:
+                return at
             heappop(heap)
-        return heap[0][0] if heap else math.inf
+        return math.inf
 
     def touch(self, r: Request) -> None:
         """Make sure that a timer stands at the request's next wake, or before it."""
         wake = r.wake()
         if wake < r.pushed:
             r.pushed = wake
-            heap = self._heap
+            heap = self.heap
             heappush(heap, (wake, r.id))
             if len(heap) > _SMALL and len(heap) > 4 * len(self._requests):
                 heap[:] = [timer for timer in heap if not self._stale(timer)]
@@ -50,7 +52,7 @@ class Timers:
 
     def due(self, now: float) -> Request | None:
         """Take off the next timer that is due and give its request."""
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][0] <= now:
             timer = heappop(heap)
             if not self._stale(timer):

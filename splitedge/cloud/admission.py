@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
+from splitedge.cloud.service import ServiceTime
 from splitedge.cloud.settings import ServerSettings
-from splitedge.cloud.work import ServedModel, Work
-from splitedge.wire import Infer
 
 #: What a draining server tells edges to wait; by then another stands in its place or none does.
 DRAIN_RETRY_MS = 1000
@@ -14,6 +15,80 @@ MAX_RETRY_MS = 60_000
 
 _NOTHING = (0, 0)
 _EMPTY = memoryview(b"")
+
+
+class Queue(Protocol):
+    """What waits for a model: a `Batcher`, as far as admission looks at it."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting."""
+        ...
+
+    @property
+    def peers(self) -> int:
+        """Edges with something waiting."""
+        ...
+
+
+class Account(Protocol):
+    """Whose share of the queue is used: a `Session`."""
+
+    active: int
+
+    @property
+    def account(self) -> str | bytes:
+        """Its name."""
+        ...
+
+
+class Held(Protocol):
+    """A request that waits or runs: a `Work`."""
+
+    rows: int
+    payload: memoryview
+
+    @property
+    def session(self) -> Account:
+        """Of the edge that asked."""
+        ...
+
+
+class Run(Protocol):
+    """A `Batch` that runs."""
+
+    started_ns: int
+
+    @property
+    def works(self) -> Sequence[Held]:
+        """The requests in it."""
+        ...
+
+
+class Owner(Protocol):
+    """A model, what waits for it and what it runs now: a `ServedModel`."""
+
+    @property
+    def batchable(self) -> bool:
+        """Whether rows of several requests may be run as one batch."""
+        ...
+
+    @property
+    def batcher(self) -> Queue:
+        """What waits."""
+        ...
+
+    @property
+    def service(self) -> ServiceTime:
+        """How long its batches take."""
+        ...
+
+    @property
+    def running(self) -> Run | None:
+        """What runs now, None where nothing does."""
+        ...
 
 
 class Admission:
@@ -32,18 +107,21 @@ class Admission:
         self._by_account: dict[str | bytes, tuple[int, int]] = {}  # requests and bytes of each edge
 
     def refusal(
-        self, owner: ServedModel, account: str | bytes, nbytes: int, infer: Infer, now_ns: int
+        self, owner: Owner, account: str | bytes, nbytes: int, rows: int, deadline_ms: int, now_ns: int
     ) -> tuple[str, int] | None:
-        """Why there is no room, and milliseconds until it is worth asking again; None where there is."""
+        """Why there is no room, and milliseconds until it is worth asking again; None where there is.
+
+        `deadline_ms` is what the request has left, 0 for no deadline.
+        """
         requests, held = self._by_account.get(account, _NOTHING)
-        wait_s = self._wait(owner, requests, infer.rows, now_ns)
-        why = self._full(nbytes, requests, held, wait_s, infer.deadline_ms)
+        wait_s = self._wait(owner, requests, rows, now_ns)
+        why = self._full(nbytes, requests, held, wait_s, deadline_ms)
         if not why:
             return None
         retry_ms = DRAIN_RETRY_MS if self.draining else max(1, math.ceil(wait_s * 1000))
         return why, min(retry_ms, MAX_RETRY_MS)
 
-    def hold(self, work: Work) -> None:
+    def hold(self, work: Held) -> None:
         """Count a request from here on. Each is released exactly once."""
         requests, held = self._by_account.get(work.session.account, _NOTHING)
         size = work.payload.nbytes
@@ -52,7 +130,7 @@ class Admission:
         self.nbytes += size
         work.session.active += 1
 
-    def release(self, work: Work) -> None:
+    def release(self, work: Held) -> None:
         """Count it no more, and let its payload's memory go."""
         account = work.session.account
         requests, held = self._by_account[account]
@@ -78,7 +156,7 @@ class Admission:
             return f"it would wait {wait_s:.3f} s, {deadline_ms / 1000:.3f} s are left"
         return ""
 
-    def _wait(self, owner: ServedModel, own: int, rows: int, now_ns: int) -> float:
+    def _wait(self, owner: Owner, own: int, rows: int, now_ns: int) -> float:
         """Predicted seconds until a new request of an edge with `own` requests here would start.
 
         Edges take turns, so that at most their number times the edge's own requests are ahead of it. An
@@ -91,6 +169,6 @@ class Admission:
         if len(owner.batcher):
             ahead = min(owner.batcher.rows, (owner.batcher.peers + 1) * (own + 1) * rows)
             per_run, per_row = owner.service.line()
-            size = self._settings.max_batch_rows if owner.model.batchable else 1
+            size = self._settings.max_batch_rows if owner.batchable else 1
             wait_s += per_run * math.ceil(ahead / size) + per_row * ahead
         return wait_s

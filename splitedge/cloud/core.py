@@ -372,7 +372,9 @@ class CloudCore:
         if bad:
             self._refuse(peer, infer, target, Refusal.BAD, bad)
             return
-        busy = self._room.refusal(target.owner, session.account, data.nbytes, infer, now)
+        busy = self._room.refusal(
+            target.owner, session.account, data.nbytes, infer.rows, infer.deadline_ms, now
+        )
         if busy is not None:
             self._refuse(peer, infer, target, Refusal.BUSY, *busy)
             return

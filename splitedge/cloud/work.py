@@ -37,6 +37,11 @@ class ServedModel:
     service: ServiceTime = field(default_factory=ServiceTime)
     running: Batch | None = None
 
+    @property
+    def batchable(self) -> bool:
+        """Whether rows of several requests may be run as one batch."""
+        return self.model.batchable
+
 
 @dataclass(slots=True, eq=False)
 class ServedLane:
