@@ -85,7 +85,7 @@ def deploy(
     *,
     exits: Sequence[str] | Sequence[int] | str = (),
     local: nn.Module | None = None,
-    codec: CodecLike = CODEC,
+    codec: CodecLike | Mapping[str, CodecLike] = CODEC,
     input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] | int | None = "auto",
@@ -170,7 +170,7 @@ def deploy(
         )
     paths = (exits,) if isinstance(exits, str) else tuple(str(path) for path in exits)
     coded_input = None if input_codec is None else choose(input_codec)
-    by_cut = codec if isinstance(codec, Mapping) else {}
+    by_cut: Mapping[str, CodecLike] = codec if isinstance(codec, Mapping) else {}
     if by_cut:
         cut = _cuts_of(by_cut, cut)
     one = CODEC if isinstance(codec, Mapping) else codec

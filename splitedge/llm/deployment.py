@@ -10,8 +10,8 @@ import queue
 import secrets
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -24,6 +24,7 @@ from splitedge.edge.link import ZmqLink
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError, Rejected
 from splitedge.keys import load_keys, trusted_key
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.bottleneck_training import BottleneckSchedule, CodecReport, train_bottleneck
 from splitedge.llm.cloud_model import CloudLanguageModel, StateCodec
@@ -31,12 +32,16 @@ from splitedge.llm.evaluating import evaluate_language
 from splitedge.llm.evaluation import LanguageEvaluation
 from splitedge.llm.exit_model import ExitModel, Fill
 from splitedge.llm.exits import ExitSchedule, Signal, TrainedExits, train_exits
+from splitedge.llm.gate import GatedModel
+from splitedge.llm.gate_fit import GateSchedule, fit_gate
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.measured import Measured, costs_of
 from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
+from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
 from splitedge.llm.state_bottleneck import Bottleneck, bytes_wanted, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
@@ -133,6 +138,7 @@ class LanguagePlan:
         stops: ids that end a text.
         kv_fill: see `deploy_language`.
         bottleneck: the trained codec where `codec` is `bottleneck`; None before `fit`, and otherwise.
+        aids: what was trained to choose between device and cloud.
     """
 
     head: LanguageHead
@@ -146,6 +152,7 @@ class LanguagePlan:
     stops: frozenset[int]
     kv_fill: Fill = "exact"
     bottleneck: Bottleneck | None = None
+    aids: Aids = field(default_factory=Aids)
 
     def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
         """Lane of ids, and of hidden states."""
@@ -185,12 +192,17 @@ class LanguagePlan:
         return EdgeLanguage(
             vocabulary=self.anatomy.vocabulary,
             context=self.anatomy.context,
-            draft=None if self.local is None else self.local.fresh,
+            draft=self._draft(),
             exits=None if head is None else head.fresh,
             ids_lane=ids,
             states_lane=states,
             codec=None if states is None else self.state_codec(),
         )
+
+    def _draft(self) -> Callable[[], TokenModel] | None:
+        if self.local is None:
+            return None
+        return self.local.fresh if self.aids.gate is None else GatedModel(self.local, self.aids.gate).fresh
 
 
 def deploy_language(
@@ -322,6 +334,8 @@ class LanguageDeployment:
             Rejected: the prompt does not fit, or the mode can not be had.
             RequestError: it ended without being complete.
         """
+        if how.get("mode") == CASCADE and how.get("way") is None:
+            return cascade(self, prompt, how)
         stream = self.stream(prompt, **how)
         for _ in stream:
             pass
@@ -340,13 +354,16 @@ class LanguageDeployment:
         objective: Objective | None = None,
         way: Way | None = None,
         stops: frozenset[int] | None = None,
+        router: QueryRouter | None = None,
     ) -> Writing:
         """Begin a text; iterate over the result for pieces of it as they become final.
 
         Args:
             prompt: text, or ids.
             max_tokens: at most so many.
-            mode: how to write; `auto` predicts which is best from what was measured.
+            mode: how to write; `auto` predicts which is best from what was measured; `route` asks the query
+                router whether the device answers or the cloud. `generate` also takes `cascade`: the device
+                answers, and the cloud anew where a judge finds that this will not do.
             drafts: most drafts a round; None for what is predicted best, else 4.
             sampling: how tokens are drawn; greedy where not given.
             deadline_s: seconds for all of it.
@@ -354,6 +371,7 @@ class LanguageDeployment:
             objective: what `auto` makes small; total time where not given.
             way: all of the mode's numbers at once, in place of `mode`, `drafts` and `on_loss`.
             stops: ids that end the text; None for the model's own.
+            router: in place of the deployment's own; with `auto` it means `route`.
 
         Raises:
             Rejected, ConfigError: see `generate`.
@@ -362,7 +380,11 @@ class LanguageDeployment:
         runtime = self._started().runtime
         why = "asked for"
         if way is None:
-            if mode == AUTO:
+            if mode == ROUTE or (mode == AUTO and router is not None):
+                found = self.route(prompt, router)
+                why = found.why
+                way = self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss)
+            elif mode == AUTO:
                 choice = self.choose(len(ids), max_tokens, objective)
                 way, why = self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
             else:
@@ -382,9 +404,26 @@ class LanguageDeployment:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = self.plan.aids.gate
+            thresholds = {-1: 0.5 if gate is None else gate.threshold}
         keeps = self.plan.codec == IDS
         return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
+
+    def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
+        """Where the query router sends a prompt, and why; nothing is sent. See `per_query.routed`."""
+        chosen = router if router is not None else self.plan.aids.router
+        return routed(chosen, self.plan.local, self.tokenizer, prompt)
+
+    @property
+    def up(self) -> bool:
+        """Whether the cloud is in reach."""
+        return self._started().runtime.up
+
+    def attach(self, aids: Aids) -> None:
+        """Give it trained aids: those that are not None take the place of what it has."""
+        given = {name: aid for name, aid in vars(aids).items() if aid is not None}
+        self.close()
+        self.plan = replace(self.plan, aids=replace(self.plan.aids, **given))
 
     def costs(self) -> Costs:
         """What was measured of link, device and cloud so far; assumed values where nothing was."""
@@ -397,7 +436,14 @@ class LanguageDeployment:
             runtime.acceptance,
         )
         link = None if remote is None else remote.estimator
-        return costs_of(known, self._power, link, runtime.now, self.evaluation)
+        costs = costs_of(known, self._power, link, runtime.now, self.evaluation)
+        gate = self.plan.aids.gate
+        if gate is None or self.evaluation is not None:
+            return costs
+        report = gate.report
+        calls = costs.calls if self.plan.exits is not None else report.calls
+        lost = ((Mode.ASSIST, report.disagreement),)
+        return replace(costs, survival=report.survival, disagreement=lost, calls=calls)
 
     def choose(self, prompt: int, tokens: int, objective: Objective | None = None) -> Choice:
         """What `auto` would do now for a prompt and an answer of so many tokens, and why."""
@@ -413,27 +459,36 @@ class LanguageDeployment:
         signal: Signal = "probability",
         schedule: ExitSchedule | None = None,
         texts: torch.Tensor | None = None,
-    ) -> TrainedExits:
-        """Train and calibrate the exits, and the codec where it is a bottleneck.
+        gate: GateSchedule | None = None,
+    ) -> TrainedExits | None:
+        """Train and calibrate the exits and the codec where it is a bottleneck, and the token gate
+        (`splitedge.llm.gate_fit.fit_gate`) where there is a local model.
 
         Args:
             risk, signal, schedule, texts: see `splitedge.llm.exits.train_exits`. Texts are what a
-                bottleneck learns from too.
+                bottleneck and the gate learn from too.
+            gate: how the gate is trained.
 
         A bottleneck is kept where it beats plain integers of as many bytes on text it did not learn from;
         else the codec becomes `int4`. `codec_report` tells what was measured and which it is.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there is neither, or too little text.
         """
         plan = self.plan
-        if not plan.depths:
+        if not plan.depths and plan.local is None:
             raise ConfigError("there is no exit to train; name some: deploy(..., exits=[2, 4])")
-        found = train_exits(
-            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, signal=signal, schedule=schedule,
-            texts=texts,
-        )  # fmt: skip
-        plan = replace(plan, exits=found)
+        aids = plan.aids
+        if plan.local is not None:
+            trained = fit_gate(plan.local, plan.head, plan.tail, plan.anatomy, schedule=gate, texts=texts)
+            aids = replace(aids, gate=trained)
+        found = plan.exits
+        if plan.depths:
+            found = train_exits(
+                plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, signal=signal, schedule=schedule,
+                texts=texts,
+            )  # fmt: skip
+        plan = replace(plan, exits=found, aids=aids)
         if is_bottleneck(self._codec):
             plan, self.codec_report = self._bottleneck(plan, schedule, texts)
         self.close()
