@@ -57,7 +57,7 @@ def inner(function: F) -> F:
     """The same for a function that only compiled ones call and that makes no arrays: no wrapper is made for
     Python, and arrays' references are not counted, which takes most of the time in small functions.
     """
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
+    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _compile(function: F, **options: bool) -> F:

@@ -29,7 +29,7 @@ from splitedge.sim.fleet_policy import Fleet
 from splitedge.sim.fleet_run import Run
 from splitedge.sim.fleet_setup import rules_of, table_of, world_of
 from splitedge.sim.fleet_work import Requests
-from splitedge.sim.fleet_world import DEVICE, ENDED, SLOT, World
+from splitedge.sim.fleet_world import DEVICE, ENDED, SLOT
 from splitedge.sim.policies import policy_for
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.simulation import Score, Simulation
@@ -79,7 +79,7 @@ def run_fleet(
     run, name = _prepare(scenario, evaluation, up, down, policy)
     rows = np.zeros(total, ROW).view(np.recarray)
 
-    def drain(world: World) -> None:
+    def drain(world: Any) -> None:
         write(world, rows)
 
     run.drive(drain, progress)
@@ -89,7 +89,7 @@ def run_fleet(
         seed=scenario.seed,
         seconds=float(run.now),
         columns=Columns(
-            rows.view(np.ndarray), run.world.rules.deadline_s, tuple(o.name for o in evaluation.table)
+            rows.view(np.ndarray), run.world.rules[0].deadline_s, tuple(o.name for o in evaluation.table)
         ),
     )
 
@@ -111,7 +111,7 @@ def score_fleet(
     run, _ = _prepare(scenario, evaluation, up, down, policy)
     found: Totals = totals()
 
-    def drain(world: World) -> None:
+    def drain(world: Any) -> None:
         count_up(world, found)
 
     run.drive(drain, progress)
@@ -168,7 +168,7 @@ def _prepare(
         recorded = read_arrivals(scenario.work.arrivals)
     table = table_of(options, evaluation)
     rules = rules_of(scenario, power, table, up)
-    fleet = Fleet(ready, options, power)
+    fleet = Fleet(ready, options, power, evaluation.features)
     if fleet.keeps and scenario.work.arrivals == "poisson" and scenario.device.count > 1:
         raise SimulationError(
             f"policy '{name}' learns or keeps something of each device, so fleet mode asks it about all "

@@ -35,19 +35,19 @@ from splitedge.sim.fleet_world import (
 @inner
 def start_of(w: World, device: int) -> float:
     """Where in the trace the link of a device began."""
-    return float(w.device[0].start_s if w.rules.shared_cell else w.device[device].start_s)
+    return float(w.device[0].start_s if w.rules[0].shared_cell else w.device[device].start_s)
 
 
 @inner
 def pair_of(w: World, device: int) -> int:
     """The place of a device's uplink in `World.links`; its downlink is the next."""
-    return 0 if w.rules.shared_cell else 2 * device
+    return 0 if w.rules[0].shared_cell else 2 * device
 
 
 @inner
 def back_start_of(w: World, device: int) -> float:
     """Where in its trace the downlink of a device began."""
-    return start_of(w, device) + float(w.rules.down_ahead_s)
+    return start_of(w, device) + float(w.rules[0].down_ahead_s)
 
 
 @inner
@@ -77,10 +77,10 @@ def retime(w: World, s: int) -> None:
 def fly(w: World, s: int) -> None:
     """Carry a message that was sent at `sent_at` up to the cloud."""
     r = w.slot[s]
-    sent = r.sent_at + w.rules.send_s
+    sent = r.sent_at + w.rules[0].send_s
     arrives = carry(w.links[pair_of(w, r.owner)], w.up, start_of(w, r.owner), sent, r.message)
     r.uplink_s = arrives - sent
-    r.cloud_at = arrives + w.rules.hand_s
+    r.cloud_at = arrives + w.rules[0].hand_s
     if arrives == np.inf:
         r.state = LOST
         return
@@ -95,7 +95,7 @@ def fly(w: World, s: int) -> None:
 def leave(w: World, s: int, at: float, nbytes: float) -> None:
     """A reply or a refusal is ready: it goes down when all that leaves before it has."""
     r = w.slot[s]
-    r.ends_at = at + w.rules.hand_s
+    r.ends_at = at + w.rules[0].hand_s
     r.back_bytes = nbytes
     r.state = LEAVING
     if r.pooled == 0:
@@ -111,7 +111,7 @@ def come_back(w: World, s: int) -> None:
     link = w.links[pair_of(w, r.owner) + 1]
     arrives = carry(link, w.down, back_start_of(w, r.owner), r.ends_at, r.back_bytes)
     r.downlink_s = arrives - r.ends_at
-    r.reply_at = arrives + w.rules.receive_s
+    r.reply_at = arrives + w.rules[0].receive_s
     r.state = RETURNING if arrives < np.inf else LOST
     w.wakes[r.owner] = min(w.wakes[r.owner], r.reply_at)
     retime(w, s)
@@ -121,7 +121,7 @@ def come_back(w: World, s: int) -> None:
 def refuse(w: World, s: int, now: float, why: int) -> None:
     """Send a refusal in place of a reply; `why` is an error's code."""
     w.slot[s].refused = why
-    leave(w, s, now, w.rules.refusal_bytes)
+    leave(w, s, now, w.rules[0].refusal_bytes)
 
 
 @inner
@@ -154,7 +154,7 @@ def resolve(w: World, s: int, until: float, force: bool) -> float:
     cloud beside what is known, and without taking an executor from others.
     """
     r = w.slot[s]
-    rules, horizon = w.rules, w.clock[HORIZON]
+    rules, horizon = w.rules[0], w.clock[HORIZON]
     if r.state == IN_AIR:
         soonest = max(r.sent_at, horizon) + rules.lookahead_s
         if not force or soonest > until:

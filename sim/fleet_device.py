@@ -159,7 +159,7 @@ def _stage_begins(w: World, s: int, now: float) -> None:
     r.stage_s = drawn(w, s, r.stage)
     r.stage_end = d.free = now + r.stage_s
     d.expected = now + cost(w, s, r.stage, False)
-    d.joules += (r.stage_s - w.rules.stage_s) * w.rules.compute_w
+    d.joules += (r.stage_s - w.rules[0].stage_s) * w.rules[0].compute_w
 
 
 @inner
@@ -169,7 +169,7 @@ def _stage_ends(w: World, s: int, now: float) -> None:
     table = w.table
     stage = r.stage
     r.stage_end = np.inf
-    seconds = r.stage_s - w.rules.stage_s
+    seconds = r.stage_s - w.rules[0].stage_s
     r.compute_s += seconds
     if table[stage].on_head:
         r.sunk_s += seconds
@@ -213,9 +213,9 @@ def _fallback_ends(w: World, s: int, now: float) -> None:
     option = r.fallback
     r.fallback = NONE
     r.fallback_end = np.inf
-    r.compute_s += r.fallback_s - w.rules.stage_s
+    r.compute_s += r.fallback_s - w.rules[0].stage_s
     if w.table[option].depth >= 0:
-        r.sunk_s += r.fallback_s - w.rules.stage_s
+        r.sunk_s += r.fallback_s - w.rules[0].stage_s
         r.reached = max(r.reached, w.table[option].depth)
     keep(w, s, option)
     awaits = r.remote_over == 0 and r.encoded != NONE and r.encoded == r.target and now < r.answer_by

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from splitedge.paths import EQUAL
 from splitedge.policy import Route
 from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import silence
@@ -59,7 +60,7 @@ def release(w: World, s: int) -> None:
 @inner
 def radio(w: World, d: Any, now: float) -> float:
     """Joules of the radio's tail that a transfer at `now` adds: `PowerModel.tail_joules`."""
-    joules = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.radio_at))
+    joules = w.rules[0].tail_w * min(w.rules[0].tail_s, max(0.0, now - d.radio_at))
     d.radio_at = now
     return float(joules)
 
@@ -67,7 +68,7 @@ def radio(w: World, d: Any, now: float) -> float:
 @inner
 def transfer(w: World, d: Any, now: float, nbytes: float, j_per_bit: float) -> None:
     """Draw a message's joules from the battery."""
-    tail_j = w.rules.tail_w * min(w.rules.tail_s, max(0.0, now - d.awake_at))
+    tail_j = w.rules[0].tail_w * min(w.rules[0].tail_s, max(0.0, now - d.awake_at))
     d.awake_at = now
     d.joules += 8.0 * nbytes * j_per_bit + tail_j
 
@@ -77,7 +78,7 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
     """The one end of a request: `option` NONE for an error, NOTHING for a filter's class."""
     r = w.slot[s]
     d = w.device[r.owner]
-    rules = w.rules
+    rules = w.rules[0]
     e = w.ended[w.counts[DONE]]
     w.counts[DONE] += 1
     e.owner, e.place, e.row, e.t, e.at = r.owner, r.place, r.row, r.t, now
@@ -114,10 +115,10 @@ def end(w: World, s: int, now: float, option: int, confidence: float, error: int
 def _cancel(w: World, s: int, now: float) -> None:
     """Tell the cloud that nobody waits: no reply comes if it hears that before it is done."""
     r = w.slot[s]
-    transfer(w, w.device[r.owner], now, w.rules.cancel_bytes, w.rules.j_per_bit_up)
-    link = w.links[0 if w.rules.shared_cell else 2 * r.owner]
-    start = w.device[0 if w.rules.shared_cell else r.owner].start_s
-    r.cancel_at = carry(link, w.up, start, now + w.rules.send_s, w.rules.cancel_bytes)
+    transfer(w, w.device[r.owner], now, w.rules[0].cancel_bytes, w.rules[0].j_per_bit_up)
+    link = w.links[0 if w.rules[0].shared_cell else 2 * r.owner]
+    start = w.device[0 if w.rules[0].shared_cell else r.owner].start_s
+    r.cancel_at = carry(link, w.up, start, now + w.rules[0].send_s, w.rules[0].cancel_bytes)
     if (r.state == RETURNING or r.state == LEAVING) and r.cancel_at < r.ends_at:
         r.state = LOST
         r.reply_at = np.inf
@@ -170,13 +171,23 @@ def drawn(w: World, s: int, option: int) -> float:
     seconds = table[option].edge_median_s * np.exp(table[option].edge_sigma * r.edge_z)
     if table[option].on_head:
         seconds = max(0.0, seconds - r.sunk_s)
-    return float(seconds + w.rules.stage_s)
+    return float(seconds + w.rules[0].stage_s)
+
+
+@inner
+def _right_by(w: World, r: Any, option: int, held: bool) -> float:
+    """The calibrated confidence of an answer in hand, else the option's accuracy."""
+    if held:
+        sure = w.answers[option, r.row].confidence
+        if not np.isnan(sure):
+            return float(sure)
+    return float(w.table[option].accuracy)
 
 
 @inner
 def best_fallback(w: World, s: int, now: float) -> int:
-    """The most accurate option the device can answer by in time, leaving others the time for theirs;
-    the fastest where none fits, NONE where the device can not answer.
+    """The most accurate option the device can answer by in time, leaving others the time for theirs, of those
+    within `EQUAL` of it the fastest; the fastest where none fits, NONE where the device can not answer.
     """
     r = w.slot[s]
     d = w.device[r.owner]
@@ -195,21 +206,21 @@ def best_fallback(w: World, s: int, now: float) -> int:
         at = o.next
     left = min(own, left)
     table = w.table
-    best, best_accuracy, fastest, fastest_s = NONE, -1.0, NONE, np.inf
+    top, fastest, fastest_s = -1.0, NONE, np.inf
     for option in w.fallbacks:
-        accuracy = table[option].accuracy
-        if 0 <= table[option].depth <= r.reached:
-            sure = w.answers[option, r.row].confidence
-            if not np.isnan(sure):
-                accuracy = sure
-        else:
-            seconds = cost(w, s, option, True)
-            if seconds < fastest_s:
-                fastest, fastest_s = option, seconds
-            if seconds > left + _EPS:
-                continue
-        if accuracy > best_accuracy:
-            best, best_accuracy = option, accuracy
+        held = 0 <= table[option].depth <= r.reached
+        seconds = 0.0 if held else cost(w, s, option, True)
+        if not held and seconds < fastest_s:
+            fastest, fastest_s = option, seconds
+        if seconds <= left + _EPS or held:
+            top = max(top, _right_by(w, r, option, held))
+    best, least_s = NONE, np.inf
+    for option in w.fallbacks:
+        held = 0 <= table[option].depth <= r.reached
+        seconds = 0.0 if held else cost(w, s, option, True)
+        fits = seconds <= left + _EPS or held
+        if fits and seconds < least_s and _right_by(w, r, option, held) >= top - EQUAL:
+            best, least_s = option, seconds
     return int(best if best != NONE else fastest)
 
 
@@ -227,11 +238,11 @@ def guard_from(w: World, s: int, now: float) -> None:
     d.pending_s += least - r.guarded_s
     r.guarded_s = least
     own = cost(w, s, best, True)
-    slack = min(w.rules.slack_s, 0.25 * (r.answer_by - now))
+    slack = min(w.rules[0].slack_s, 0.25 * (r.answer_by - now))
     latest = r.answer_by - own - residual(d, now) - slack
     early = latest - (d.pending_s - least)
     if d.active > 1:
-        early -= w.rules.longest_s
+        early -= w.rules[0].longest_s
     r.guard_at = max(now, min(latest, max(early, now + 0.5 * (r.answer_by - now))))
 
 
@@ -267,7 +278,7 @@ def begin_fallback(w: World, s: int, now: float) -> None:
     r.fallback_s = drawn(w, s, r.fallback)
     d.expected = now + cost(w, s, r.fallback, False)
     r.fallback_end = d.free = now + r.fallback_s
-    d.joules += (r.fallback_s - w.rules.stage_s) * w.rules.compute_w
+    d.joules += (r.fallback_s - w.rules[0].stage_s) * w.rules[0].compute_w
 
 
 @inner
@@ -301,7 +312,7 @@ def missed(w: World, s: int, now: float) -> None:
         rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
         elapsed = now - r.sent_at - rtt - w.table[r.encoded].cloud_s
         observe_stall(w.estimators, r.owner, now, r.message, elapsed)
-        silence(w.device[r.owner], w.rules, now, r.sent_at)
+        silence(w.device[r.owner], w.rules[0], now, r.sent_at)
 
 
 @inner
@@ -311,7 +322,7 @@ def expire(w: World, s: int, now: float) -> None:
     missed(w, s, now)
     if r.in_hand != NONE:
         answer_in_hand(w, s, now)
-    elif w.rules.timed or not w.table[r.target].remote or r.flying == 1:
+    elif w.rules[0].timed or not w.table[r.target].remote or r.flying == 1:
         end(w, s, now, NONE, np.nan, DEADLINE)
     else:
         end(w, s, now, NONE, np.nan, UNAVAILABLE)

@@ -87,7 +87,7 @@ class Estimators(NamedTuple):
         quantity: record array of `QUANTITY`, shape (devices * 4,).
         window: samples by rising value, the rows value, weight, second since `epoch`, float32: shape
             (devices * 4, 3, count). Single precision, for it is what the caches are too small for.
-        rules: a record of SETTINGS.
+        rules: record array of SETTINGS, shape (1,).
     """
 
     quantity: Any
@@ -126,7 +126,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     return Estimators(
         quantity.reshape(-1).view(np.recarray),
         np.zeros((devices * QUANTITIES, 3, settings.count), np.float32),
-        np.array([rules], SETTINGS).view(np.recarray)[0],
+        np.array([rules], SETTINGS).view(np.recarray),
     )
 
 
@@ -155,7 +155,7 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
         for i in range(1, n):
             if seconds[i] < seconds[oldest]:
                 oldest = i
-        if n < e.rules.samples and seconds[oldest] >= now - q.epoch - e.rules.window_s:
+        if n < e.rules[0].samples and seconds[oldest] >= now - q.epoch - e.rules[0].window_s:
             break
         q.weight -= weights[oldest]
         n -= 1
@@ -178,7 +178,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     usual = weight * min(1.0, max(0.0, now - q.usual_at) / _SPREAD_S)
     q.usual_at = now
     if usual > 0.0:
-        q.usual_weight = min(q.usual_weight + usual, e.rules.memory)
+        q.usual_weight = min(q.usual_weight + usual, e.rules[0].memory)
         share = usual / q.usual_weight
         step = math.log(value) - q.usual_mean
         q.usual_mean += share * step
@@ -193,7 +193,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     if q.moving_weight == 0.0:
         q.moving = value
     else:
-        move = max(1.0 - e.rules.keep**weight, weight / (q.moving_weight + weight))
+        move = max(1.0 - e.rules[0].keep ** weight, weight / (q.moving_weight + weight))
         q.moving += move * (value - q.moving)
     q.moving_weight = min(q.moving_weight + weight, 32.0)  # an EWMA's own limit
     q.newest = now
@@ -226,8 +226,8 @@ def _trust(e: Estimators, q: Any, now: float) -> float:
     age = max(0.0, now - q.newest)
     return float(
         q.weight
-        / (q.weight + e.rules.prior_weight)
-        * math.exp(-_LN2 * min(1000.0, age / e.rules.half_life_s))
+        / (q.weight + e.rules[0].prior_weight)
+        * math.exp(-_LN2 * min(1000.0, age / e.rules[0].half_life_s))
     )
 
 
@@ -263,7 +263,24 @@ def observe_rtt(e: Estimators, device: int, now: float, rtt_s: float) -> None:
     _observe(e, q, e.window[at], now, rtt_s, 1.0)
     _observe_least(q, now, rtt_s)
     _, low, high = estimate(e, at, now)
-    q.noise = max(e.rules.noise_s, 0.5 * (high - low))
+    q.noise = max(e.rules[0].noise_s, 0.5 * (high - low))
+
+
+@compiled
+def observe_exchange(
+    e: Estimators, device: int, now: float, up_bytes: float, down_bytes: float, seconds: float
+) -> None:
+    """A request and its reply took `seconds` on the link: what transmission leaves is a round trip."""
+    if seconds <= 0.0:
+        return
+    first = QUANTITIES * device
+    q = e.quantity[first + RTT]
+    bits_s = 8.0 * up_bytes / estimate(e, first + UP, now)[0]
+    bits_s += 8.0 * down_bytes / estimate(e, first + DOWN, now)[0]
+    share = bits_s / seconds
+    least = min(q.min_now, q.min_last)
+    if least < np.inf and share < 1.0:
+        _observe(e, q, e.window[first + RTT], now, max(seconds - bits_s, least), (1.0 - share) ** 2)
 
 
 @compiled
@@ -296,13 +313,13 @@ def observe_transfer(e: Estimators, device: int, way: int, now: float, nbytes: f
     transmission = max(0.0, seconds - base)
     if base == np.inf:
         transmission = seconds
-    if transmission < e.rules.noise_s:
-        bound = 8.0 * nbytes / e.rules.noise_s
+    if transmission < e.rules[0].noise_s:
+        bound = 8.0 * nbytes / e.rules[0].noise_s
         if bound > estimate(e, at, now)[0]:
-            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.rules.small_bytes))
+            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.rules[0].small_bytes))
         return
     signal = transmission / ping.noise
     signal *= signal
-    weight = nbytes / (nbytes + e.rules.small_bytes) * signal / (1.0 + signal)
+    weight = nbytes / (nbytes + e.rules[0].small_bytes) * signal / (1.0 + signal)
     if weight >= _LEAST_WEIGHT:
         _observe(e, q, e.window[at], now, 8.0 * nbytes / transmission, weight)

@@ -38,7 +38,7 @@ class Way(NamedTuple):
 
     Attributes:
         data: keys, values and guides of its series, one after the other.
-        at: a record of WAY that says where.
+        at: record array of WAY, shape (1,), that says where.
     """
 
     data: Floats
@@ -74,7 +74,7 @@ def way(channel: Channel) -> Way:
         for (field, _), value in zip(STEPS, spec, strict=True):
             at[f"{name}_{field}"] = value
         parts += [np.asarray(keys, np.float64), np.asarray(held, np.float64), guide]
-    return Way(np.concatenate(parts), at.view(np.recarray)[0])
+    return Way(np.concatenate(parts), at.view(np.recarray))
 
 
 def _guide(keys: Floats, end: float) -> tuple[Floats, float]:
@@ -108,7 +108,7 @@ def _find(data: Floats, n: int, buckets: int, per_key: float, keys: int, guide: 
 
 @inner
 def _rate(w: Way, t: float) -> int:
-    a = w.at
+    a = w.at[0]
     return _find(w.data, a.rates_n, a.rates_buckets, a.rates_per_key, a.rates_keys, a.rates_guide, t)
 
 
@@ -116,7 +116,7 @@ def _rate(w: Way, t: float) -> int:
 def _offered_before(w: Way, t: float) -> int:
     """How many opportunities come before `t`, as `bisect_left`."""
     i = _rate(w, t)
-    while i >= 0 and w.data[w.at.rates_keys + i] >= t:
+    while i >= 0 and w.data[w.at[0].rates_keys + i] >= t:
         i -= 1
     return i + 1
 
@@ -124,7 +124,7 @@ def _offered_before(w: Way, t: float) -> int:
 @inner
 def _sum_below(w: Way, bits: float) -> int:
     """Index of the last sample before which fewer than `bits` were offered."""
-    a = w.at
+    a = w.at[0]
     i = _find(w.data, a.sums_n, a.sums_buckets, a.sums_per_key, a.sums_keys, a.sums_guide, bits)
     while i > 0 and w.data[a.sums_keys + i] >= bits:
         i -= 1
@@ -134,7 +134,7 @@ def _sum_below(w: Way, bits: float) -> int:
 @compiled
 def bits_by(w: Way, t: float) -> float:
     """Bits offered in [0, t); see `curves.py`."""
-    a = w.at
+    a = w.at[0]
     if a.packets:
         if t <= 0.0:
             return 0.0
@@ -150,7 +150,7 @@ def bits_by(w: Way, t: float) -> float:
 @compiled
 def time_of(w: Way, bits: float) -> float:
     """The first second by which `bits` were offered; inf if that never comes."""
-    a = w.at
+    a = w.at[0]
     bits -= SLACK_BITS
     if bits <= 0.0:
         return 0.0
@@ -173,7 +173,7 @@ def time_of(w: Way, bits: float) -> float:
 @inner
 def one_way(w: Way, t: float) -> float:
     """Seconds of propagation of what leaves at second `t` of the trace."""
-    a = w.at
+    a = w.at[0]
     i = 0
     if a.rtt_n > 1:
         rest = max(0.0, t - np.floor(t / a.rtt_end) * a.rtt_end)
@@ -183,7 +183,7 @@ def one_way(w: Way, t: float) -> float:
 
 @inner
 def _last_bits(w: Way) -> float:
-    return float(PACKET_BITS * w.at.rates_n if w.at.packets else w.at.sums_end)
+    return float(PACKET_BITS * w.at[0].rates_n if w.at[0].packets else w.at[0].sums_end)
 
 
 @compiled
@@ -197,7 +197,7 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
         now: seconds since then, never falling.
         nbytes: of the message.
     """
-    ends = w.at.ends_s
+    ends = w.at[0].ends_s
     start = max(link.served, bits_by(w, min(now + start_s, ends)))
     link.served = start + 8.0 * nbytes
     if ends < np.inf and link.served > _last_bits(w):
@@ -212,5 +212,5 @@ def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float
 @inner
 def drop_queue(link: Any, w: Way, start_s: float, now: float) -> None:
     """Forget what is queued: `Link.clear`."""
-    link.served = min(link.served, bits_by(w, min(now + start_s, w.at.ends_s)))
+    link.served = min(link.served, bits_by(w, min(now + start_s, w.at[0].ends_s)))
     link.last_arrival = min(link.last_arrival, now)

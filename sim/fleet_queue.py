@@ -86,8 +86,8 @@ def _wait_s(w: World, now: float) -> float:
     wait = max(0.0, w.clock[FREE_AT] - now)
     waiting = w.counts[WAITING]
     if waiting > 0:
-        mean, share = w.clock[MEAN_S], w.rules.per_row
-        wait += mean * ((1.0 - share) * np.ceil(waiting / w.rules.max_rows) + share * waiting)
+        mean, share = w.clock[MEAN_S], w.rules[0].per_row
+        wait += mean * ((1.0 - share) * np.ceil(waiting / w.rules[0].max_rows) + share * waiting)
     return float(wait)
 
 
@@ -96,8 +96,8 @@ def _admit(w: World, s: int) -> None:
     """Take a message in, or refuse it: the queue is full, or it would wait longer than it has left."""
     r = w.slot[s]
     left = r.limit - r.sent_at
-    full = w.counts[WAITING] + len(w.busy) > w.rules.queue_requests
-    if full or (w.rules.timed and _wait_s(w, r.cloud_at) > left):
+    full = w.counts[WAITING] + len(w.busy) > w.rules[0].queue_requests
+    if full or (w.rules[0].timed and _wait_s(w, r.cloud_at) > left):
         _unpool(w, s)
         refuse(w, s, r.cloud_at, BUSY)
         return
@@ -112,12 +112,12 @@ def _starts_at(w: World) -> float:
         return np.inf
     oldest = w.slot[w.pools[WAITING, 0]]
     at = oldest.cloud_at
-    if w.rules.max_wait_s > 0.0:
+    if w.rules[0].max_wait_s > 0.0:
         lane, rows = w.table[oldest.encoded].lane, 0
         for i in range(w.counts[WAITING]):
             rows += w.table[w.slot[w.pools[WAITING, i]].encoded].lane == lane
-        if rows < w.rules.max_rows:
-            at += w.rules.max_wait_s
+        if rows < w.rules[0].max_rows:
+            at += w.rules[0].max_wait_s
     return float(max(at, w.clock[FREE_AT]))
 
 
@@ -148,7 +148,7 @@ def _occupy(w: World, until: float) -> None:
 @compiled
 def _start(w: World, now: float) -> None:
     """Run a batch of the lane whose request has waited longest; drop what is late or was cancelled."""
-    rules = w.rules
+    rules = w.rules[0]
     batch = np.empty(min(rules.max_rows, w.counts[WAITING]), np.int64)
     rows = kept = 0
     most = total = 0.0
@@ -193,15 +193,15 @@ def _pong(w: World, device: int) -> None:
     if d.pong_at == np.inf:
         return
     link = w.links[pair_of(w, device) + 1]
-    d.pong_at = carry(link, w.down, back_start_of(w, device), d.ping_there, w.rules.pong_bytes)
-    d.pong_at += w.rules.receive_s
+    d.pong_at = carry(link, w.down, back_start_of(w, device), d.ping_there, w.rules[0].pong_bytes)
+    d.pong_at += w.rules[0].receive_s
     w.wakes[device] = min(w.wakes[device], d.pong_at)
 
 
 @compiled
 def run_cloud(w: World, horizon: float) -> None:
     """Serve what is to be begun before `horizon`."""
-    if w.rules.shared_cell:
+    if w.rules[0].shared_cell:
         for s in _due(w, AIR, horizon, IN_AIR):
             w.slot[s].pooled = 0
             fly(w, s)

@@ -89,7 +89,7 @@ def standing(w: World, device: Ints, which: Ints) -> tuple[Ints, Ints]:
 @compiled
 def arrive(w: World, asked: Asked, seen: Seen) -> None:
     """Take a request in on each device, which has come to its second, and see what there is to see."""
-    rules = w.rules
+    rules = w.rules[0]
     for i in range(len(asked.device)):
         device, t = asked.device[i], asked.t_s[i]
         d = w.device[device]
@@ -140,7 +140,7 @@ def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
     seen.battery[i] = d.charge
     seen.edge_wait_s[i] = residual(d, now) + _queued_s(w, d)
     seen.link_up[i] = usable(d)
-    seen.deadline_s[i] = r.answer_by - now if w.rules.timed else np.inf
+    seen.deadline_s[i] = r.answer_by - now if w.rules[0].timed else np.inf
     seen.unsent_s[i] = now - d.uplink_at
     seen.t_s[i] = now
     seen.sunk_s[i] = r.sunk_s
@@ -171,7 +171,7 @@ def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
         if r.planned == NONE:
             r.planned = choice[j]
             d = w.device[r.owner]
-            if d.active > w.rules.max_in_flight or d.charge <= 0.0:
+            if d.active > w.rules[0].max_in_flight or d.charge <= 0.0:
                 end(w, s, seen.t_s[i], NONE, np.nan, REJECTED)
                 continue
         _pursue(w, s, seen.t_s[i], choice[j], seen, i)
@@ -182,7 +182,7 @@ def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
 def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> None:
     """Go on towards the option wanted: `Engine._pursue`."""
     r = w.slot[s]
-    table, rules = w.table, w.rules
+    table, rules = w.table, w.rules[0]
     r.target = target
     if not table[target].remote:
         if 0 <= table[target].depth <= r.reached:

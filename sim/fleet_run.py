@@ -9,6 +9,7 @@ import numpy as np
 
 from splitedge.policy import Option
 from splitedge.sim.curves import Floats
+from splitedge.sim.fleet_handle import handle
 from splitedge.sim.fleet_learn import Lessons
 from splitedge.sim.fleet_policy import Fleet, room
 from splitedge.sim.fleet_queue import run_cloud
@@ -21,7 +22,7 @@ from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, World
 #: enough for the arrays to stay in the processor's cache.
 WINDOW_REQUESTS = 4096
 
-Drain = Callable[[World], None]
+Drain = Callable[[Any], None]
 
 
 def window(rules: Any, devices: int, rate_hz: float) -> float:
@@ -52,13 +53,14 @@ class Run:
     ) -> None:
         self.world = world
         self.now = 0.0
+        self._loops = handle(world)
         self._requests = requests
         self._fleet = fleet
         self._numbers = [options[i].exit for i in world.exits]
         devices = len(world.device)
         self._total = devices * requests.each
         self._lessons = Lessons(devices) if fleet.learns else None
-        self.window_s = window(world.rules, devices, rate_hz)
+        self.window_s = window(world.rules[0], devices, rate_hz)
         self._seen = room(devices)
         self._which = np.zeros(devices, np.int64)
         self._all = np.arange(devices)
@@ -107,40 +109,44 @@ class Run:
     def _step(self, dues: list[tuple[Due, Ints]]) -> None:
         for due, place in dues:
             if self._lessons is not None:
-                self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules.deadline_s)
+                self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules[0].deadline_s)
             self._ask(due, place)
 
     def _ask(self, due: Due, place: Ints) -> None:
         """One request of each of these devices: all before it, its arrival, the first decision."""
         n = len(due.device)
         self._come_to(due.device, due.t_s, True)
-        self.world = world = with_room(self.world, n)
-        seen = Seen(*(field[..., :n] for field in self._seen))
+        world = with_room(self.world, n)
+        if world is not self.world:
+            self.world, self._loops = world, handle(world)
+        loops, seen = self._loops, self._seen
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
-        arrive(world, asked, seen)
-        pursue(world, asked.slot, seen, np.arange(n), self._fleet.ask(seen, NONE))
+        arrive(loops, asked, seen)
+        choice = self._fleet.ask(Seen(*(field[..., :n] for field in seen)), NONE, row=due.row)
+        pursue(loops, asked.slot, seen, np.arange(n), choice)
 
     def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
         """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
-        world, seen = self.world, self._seen
+        world, seen = self._loops, self._seen
         while stand := approach(world, device, until, force, seen, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
+            row = world.slot["row"][slot]
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at
-                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group])
+                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group], row[group])
             pursue(world, slot, seen, which, choice)
             device, until = device[which], until[which]
 
     def _drain(self, drain: Drain) -> None:
         if self._lessons is not None:
             self._lessons.take(self.world.ended[: self.world.counts[DONE]])
-        drain(self.world)
+        drain(self._loops)
 
     def _settle(self, drain: Drain) -> None:
         """Let what is in flight after the last arrival end."""
-        step = max(self.window_s, self.world.rules.lookahead_s)
+        step = max(self.window_s, self.world.rules[0].lookahead_s)
         while self.world.device["active"].any():
             self._horizon(self.now + step, drain)
 
@@ -152,6 +158,6 @@ class Run:
             clock[BLOCKED] = np.inf
             self._come_to(self._all, until, False)
             horizon = min(second, float(clock[BLOCKED]))
-            run_cloud(self.world, horizon)
+            run_cloud(self._loops, horizon)
         self.now = second
         self._drain(drain)

@@ -10,7 +10,14 @@ from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
 from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
 from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
-from splitedge.sim.fleet_estimate import DOWN, UP, observe_queue, observe_rtt, observe_transfer
+from splitedge.sim.fleet_estimate import (
+    DOWN,
+    UP,
+    observe_exchange,
+    observe_queue,
+    observe_rtt,
+    observe_transfer,
+)
 from splitedge.sim.fleet_link import carry, drop_queue
 from splitedge.sim.fleet_world import (
     AIR,
@@ -40,7 +47,7 @@ def offer(w: World, s: int, now: float) -> None:
     """Send the payload, or have it wait for the link."""
     r = w.slot[s]
     d = w.device[r.owner]
-    if r.attempts >= w.rules.max_attempts:
+    if r.attempts >= w.rules[0].max_attempts:
         fall_back(w, s, now, UNAVAILABLE)
         return
     if not usable(d):
@@ -54,16 +61,16 @@ def offer(w: World, s: int, now: float) -> None:
     r.attempts += 1
     r.bytes_up += r.message
     r.tail_j += radio(w, d, now)
-    transfer(w, d, now, r.message, w.rules.j_per_bit_up)
+    transfer(w, d, now, r.message, w.rules[0].j_per_bit_up)
     d.uplink_at = now
-    wait = max(w.rules.overdue_min_s, w.rules.overdue_factor * r.reply_s)
+    wait = max(w.rules[0].overdue_min_s, w.rules[0].overdue_factor * r.reply_s)
     r.overdue_at = now + wait * 2.0 ** (r.attempts - 1)
     if not first:  # the first copy is still under way: this one only takes room
         r.sent_at = now
         carry(w.links[pair_of(w, r.owner)], w.up, start_of(w, r.owner), now, r.message)
         return
     r.sent_at = now
-    if w.rules.shared_cell and r.pooled == 0:
+    if w.rules[0].shared_cell and r.pooled == 0:
         r.state = IN_AIR
         r.pooled = 1
         w.pools[AIR, w.counts[AIR]] = s
@@ -94,7 +101,7 @@ def replied(w: World, s: int, now: float) -> None:
     device, nbytes = r.owner, r.message
     down_bytes = w.table[r.encoded].bytes_down
     d = w.device[device]
-    transfer(w, d, now, down_bytes, w.rules.j_per_bit_down)
+    transfer(w, d, now, down_bytes, w.rules[0].j_per_bit_down)
     there, back = r.cloud_at - r.sent_at, now - r.ends_at
     observe_clock(d, now, there, back)
     up_s = min(there + back, max(0.0, there - d.offset))
@@ -107,10 +114,11 @@ def replied(w: World, s: int, now: float) -> None:
         r.bytes_down += down_bytes
         r.tail_j += radio(w, d, now)
         end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
+    observe_exchange(w.estimators, device, now, nbytes, down_bytes, up_s + down_s)
     observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
     observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
     observe_queue(w.estimators, device, now, queue_s)
-    if life(d, w.rules, now):
+    if life(d, w.rules[0], now):
         flush(w, device, now)
 
 
@@ -136,16 +144,16 @@ def _refused(w: World, s: int, now: float) -> None:
     elif r.remote_over == 0:
         r.flying = 0
         r.overdue_at = np.inf
-        backoff = min(w.rules.retry_max_s, w.rules.retry_base_s * 2.0 ** (r.attempts - 1))
+        backoff = min(w.rules[0].retry_max_s, w.rules[0].retry_base_s * 2.0 ** (r.attempts - 1))
         # The engine shortens it at random by up to `retry_jitter` of itself: half of that on average.
-        wait = max(w.clock[MEAN_S], backoff * (1.0 - 0.5 * w.rules.retry_jitter))
-        if w.rules.timed and why == BUSY:
+        wait = max(w.clock[MEAN_S], backoff * (1.0 - 0.5 * w.rules[0].retry_jitter))
+        if w.rules[0].timed and why == BUSY:
             wait = max(wait, r.limit - r.sent_at)
-        if why == BUSY and r.attempts < w.rules.max_attempts and now + wait < r.answer_by:
+        if why == BUSY and r.attempts < w.rules[0].max_attempts and now + wait < r.answer_by:
             r.retry_at = now + wait
         else:
             fall_back(w, s, now, why)
-    if life(w.device[device], w.rules, now):
+    if life(w.device[device], w.rules[0], now):
         flush(w, device, now)
 
 
@@ -153,14 +161,14 @@ def _refused(w: World, s: int, now: float) -> None:
 def ping(w: World, device: int, now: float) -> None:
     """Probe the link with a small message."""
     d = w.device[device]
-    d.pong_due = now + w.rules.ping_timeout_s
+    d.pong_due = now + w.rules[0].ping_timeout_s
     if d.pong_at < np.inf:
         return  # the one before is still under way, and comes first
     at = pair_of(w, device)
     start = start_of(w, device)
-    there = carry(w.links[at], w.up, start, now + w.rules.send_s, w.rules.ping_bytes)
+    there = carry(w.links[at], w.up, start, now + w.rules[0].send_s, w.rules[0].ping_bytes)
     d.ping_sent, d.ping_there = now, there
-    transfer(w, d, now, w.rules.ping_bytes, w.rules.j_per_bit_up)
+    transfer(w, d, now, w.rules[0].ping_bytes, w.rules[0].j_per_bit_up)
     if there < np.inf:
         d.pong_at = _LONG  # until the cloud's turn comes
         w.pools[BACK, w.counts[BACK]] = -1 - device
@@ -171,7 +179,7 @@ def ping(w: World, device: int, now: float) -> None:
 def link_event(w: World, device: int, now: float) -> None:
     """Do what is due on a device's link at `now`: cut, pong, lost ping, probe, ping."""
     d = w.device[device]
-    rules = w.rules
+    rules = w.rules[0]
     if d.cut < len(w.cuts) and now >= w.cuts[d.cut]:
         d.cut += 1
         if d.cut % 2 == 1:
@@ -216,7 +224,7 @@ def link_wakes(w: World, d: Any) -> float:
 def lose(w: World, device: int, now: float) -> None:
     """The link is cut: what was under way is lost, and waits for it to come back."""
     d = w.device[device]
-    down(d, w.rules, now)
+    down(d, w.rules[0], now)
     pair, start = pair_of(w, device), start_of(w, device)
     drop_queue(w.links[pair], w.up, start, now)
     drop_queue(w.links[pair + 1], w.down, back_start_of(w, device), now)
@@ -244,7 +252,7 @@ def overdue(w: World, s: int, now: float) -> None:
     r = w.slot[s]
     r.overdue_at = np.inf
     missed(w, s, now)
-    if r.attempts < w.rules.max_attempts:
+    if r.attempts < w.rules[0].max_attempts:
         offer(w, s, now)
-    elif not w.rules.timed and (r.in_hand != NONE or len(w.fallbacks) > 0):
+    elif not w.rules[0].timed and (r.in_hand != NONE or len(w.fallbacks) > 0):
         fall_back(w, s, now, UNAVAILABLE)

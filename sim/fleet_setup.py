@@ -184,7 +184,7 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> 
         "longest_s": table.longest_s,
     }
     assert RULES.names is not None
-    return np.array([tuple(rules[name] for name in RULES.names)], RULES).view(np.recarray)[0]
+    return np.array([tuple(rules[name] for name in RULES.names)], RULES).view(np.recarray)
 
 
 def rtt_of(scenario: Scenario, up: Trace) -> Floats:
@@ -216,16 +216,16 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     device["head"] = device["tail"] = NONE
     device["stands"] = NONE
     device["connected"] = 1
-    device["backoff"] = rules.probe_base_s
+    device["backoff"] = rules[0].probe_base_s
     for name in ("probe_at", "pong_due", "pong_at"):
         device[name] = np.inf
     for name in ("last_life", "missed_at", "radio_at", "awake_at", "uplink_at", "offset_at"):
         device[name] = -np.inf
-    device["ping_at"] = 0.0 if rules.ping_s > 0.0 else np.inf
+    device["ping_at"] = 0.0 if rules[0].ping_s > 0.0 else np.inf
     device["offset_delay"] = np.inf
     device["charge"] = np.nan
-    device["read_at"] = 0.0 if rules.battery_j < np.inf else np.inf
-    links = np.zeros(2 if rules.shared_cell else 2 * count, LINK)
+    device["read_at"] = 0.0 if rules[0].battery_j < np.inf else np.inf
+    links = np.zeros(2 if rules[0].shared_cell else 2 * count, LINK)
     slots = max(64, 2 * count)
     remote = table.table["remote"]
     cloud_s = float(table.table["cloud_s"][remote].mean()) if remote.any() else 0.0
@@ -240,7 +240,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         clock=np.array([0.0, cloud_s, np.inf, 0.0]),
         links=links.view(np.recarray),
         estimators=estimators(count, scenario.link),
-        busy=np.zeros(rules.executors),
+        busy=np.zeros(rules[0].executors),
         up=one,
         down=other,
         table=table.table,

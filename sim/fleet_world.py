@@ -258,7 +258,7 @@ class World(NamedTuple):
             need no cloud, the most accurate first.
         answers: record array of ANSWER, (options, rows).
         cuts: seconds at which the link is lost and back, in turn.
-        rules: a record of RULES.
+        rules: record array of RULES, shape (1,).
     """
 
     device: Any
