@@ -242,7 +242,7 @@ def _language(
     local: nn.Module | None,
     cut: object,
     exits: Sequence[object],
-    codec: CodecLike,
+    codec: CodecLike | Mapping[str, CodecLike],
     context: int | None,
     cloud: str | None,
     keys: Path | str | None,

@@ -148,7 +148,7 @@ def _loaded(directory: Path) -> nn.Module:
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise MissingExtra("language models need transformers: pip install 'splitedge[llm]'") from None
+        raise MissingExtra("llm", "a language model's directory") from None
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{directory} holds no config.json: name a directory that save_pretrained wrote")
     net: Any = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
@@ -167,7 +167,7 @@ def _draw(found: Leakage, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtra("plots need matplotlib: pip install 'splitedge[sim]'") from None
+        raise MissingExtra("sim", "a plot of leakage") from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     cuts = sorted({row.cut for row in found.rows})
