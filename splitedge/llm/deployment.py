@@ -438,9 +438,9 @@ class LanguageDeployment:
         link = None if remote is None else remote.estimator
         costs = costs_of(known, self._power, link, runtime.now, self.evaluation)
         gate = self.plan.aids.gate
-        if gate is None or self.evaluation is not None:
+        report = None if gate is None else gate.report
+        if report is None or self.evaluation is not None:
             return costs
-        report = gate.report
         calls = costs.calls if self.plan.exits is not None else report.calls
         lost = ((Mode.ASSIST, report.disagreement),)
         return replace(costs, survival=report.survival, disagreement=lost, calls=calls)
