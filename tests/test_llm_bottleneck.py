@@ -35,7 +35,9 @@ def test_rows_are_each_tokens_own_and_come_back_near():
     back = codec.decode(rows)
     assert float((back - states).square().mean() / states.square().mean()) < 0.02
     assert codec.encode(states[:1]) == rows[:20]
-    torch.testing.assert_close(codec(states), back, atol=1e-4, rtol=1e-4)  # what training sees is what is sent
+    torch.testing.assert_close(
+        codec(states), back, atol=1e-4, rtol=1e-4
+    )  # what training sees is what is sent
     again = Bottleneck.from_tensors(codec.tensors())
     assert again.encode(states) == rows and torch.equal(again.decode(rows), back)
 
