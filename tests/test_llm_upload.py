@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from llm_models import tiny
 
@@ -70,7 +72,7 @@ def test_a_long_prompt_is_sent_while_its_rest_is_computed(watched, monkeypatch):
     assert [ask[1:3] for ask in asks[:4]] == [(0, 32), (32, 64), (64, 96), (96, 110)]
     assert [ask[3] for ask in asks] == [0, 0, 0, 1, 1, 1, 1]
     # Each state once: what comes next begins where the last one ended.
-    assert all(a[2] == b[1] for a, b in zip(asks, asks[1:], strict=False))
+    assert all(a[2] == b[1] for a, b in itertools.pairwise(asks))
     assert text.asks == 4 and text.bytes_up > 113 * 128
     # The first piece is under way before the third is computed.
     assert seen.index(("sent", 0, 32, 0)) < seen.index(("computed", 64, 96))
@@ -78,7 +80,7 @@ def test_a_long_prompt_is_sent_while_its_rest_is_computed(watched, monkeypatch):
 
 def test_an_exits_prompt_goes_up_in_pieces_too_and_short_ones_in_one(watched):
     deployment, seen = watched
-    assert deployment.plan.kv_fill == "propagate" and PIECE < len(PROMPT)
+    assert deployment.plan.kv_fill == "propagate" and len(PROMPT) > PIECE
     text = deployment.generate(PROMPT, max_tokens=6, mode="exit", stops=frozenset())
     assert len(text.ids) == 6 and not text.degraded
     asks = [what for what in seen if what[0] == "sent"]
