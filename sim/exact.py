@@ -74,7 +74,7 @@ def run_exact(
     up: Trace,
     down: Trace,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Callable[[int], Policy] | None = None,
     progress: Progress | None = None,
 ) -> Simulation:
     """Simulate every request event by event, with the engine object of the daemon.
@@ -83,7 +83,8 @@ def run_exact(
         scenario: everything but the files it names.
         evaluation: of the deployment, with its option table.
         up, down: traces of the channel's directions.
-        policy: in place of the scenario's; every device gets a copy.
+        policy: in place of the scenario's: one of which every device gets a copy, or what makes the policy of
+            a device from its number.
         progress: called with the finished share of all requests, now and then.
 
     Returns:
@@ -99,9 +100,11 @@ def run_exact(
     answers = Answers(evaluation)
     options = scaled(evaluation.table, scenario.device.slower, scenario.cloud.slower)
     power = power_profile(scenario.device.power)
-    name = scenario.policy if policy is None else policy.name
-    policy = policy_for(scenario.policy if policy is None else policy, evaluation)
-    rehearse(policy, options)
+    given = policy(0) if callable(policy) else policy
+    name = scenario.policy if given is None else given.name
+    ready = policy_for(scenario.policy if given is None else given, evaluation)
+    rehearse(ready, options)
+    policy_of = policy if callable(policy) else lambda device: copy.deepcopy(ready)
     recorded = None
     if not isinstance(scenario.work.arrivals, str):
         recorded = read_arrivals(scenario.work.arrivals)
@@ -111,7 +114,7 @@ def run_exact(
             f"{total} requests; exact mode simulates at most {MAX_REQUESTS} in one run, fleet mode more "
             "(mode = 'fleet')"
         )
-    world = _World(scenario, answers, options, policy, power, recorded, total, progress)
+    world = _World(scenario, answers, options, policy_of, power, recorded, total, progress)
     return world.run(name, up, down)
 
 
@@ -123,7 +126,7 @@ class _World:
         scenario: Scenario,
         answers: Answers,
         options: tuple[Option, ...],
-        policy: Policy,
+        policy_of: Callable[[int], Policy],
         power: PowerModel,
         recorded: Floats | None,
         total: int,
@@ -132,7 +135,7 @@ class _World:
         self._scenario = scenario
         self._answers = answers
         self._options = options
-        self._policy = policy
+        self._policy_of = policy_of
         self._power = power
         self._recorded = recorded
         self._total = total
@@ -144,9 +147,9 @@ class _World:
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
         """Simulate until every request has ended."""
         scenario, out, total = self._scenario, self._out, self._total
-        shared = _links(scenario, up, down, 0) if scenario.device.shared_cell else None
+        shared = links_of_device(scenario, up, down, 0) if scenario.device.shared_cell else None
         for device in range(scenario.device.count):
-            links = shared if shared is not None else _links(scenario, up, down, device)
+            links = shared if shared is not None else links_of_device(scenario, up, down, device)
             self._edge(device, links).start()
         if total:
             self._clock.run()
@@ -170,7 +173,7 @@ class _World:
         )
         engine = Engine(
             self._options,
-            Watched(copy.deepcopy(self._policy)),
+            Watched(self._policy_of(device)),
             settings=scenario.engine.model_copy(
                 update={"seed": scenario.engine.seed + device, "reasons": scenario.reasons}
             ),
@@ -198,7 +201,7 @@ class _World:
             self._progress(out.count / self._total)
 
 
-def _links(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
+def links_of_device(scenario: Scenario, up: Trace, down: Trace, device: int) -> tuple[Link, Link]:
     """Fresh links of one device, which begin in the trace where that device does."""
     part = scenario.channel
     ahead = start_s(scenario, device, up.duration_s) - part.start_s

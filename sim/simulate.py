@@ -9,6 +9,7 @@ from splitedge.errors import ConfigError
 from splitedge.evaluation import Evaluation
 from splitedge.policy import Policy
 from splitedge.sim.channel import read_traces
+from splitedge.sim.grid import is_oracle
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.simulation import Simulation
 from splitedge.sim.traces import Trace
@@ -48,11 +49,18 @@ def simulate(
         down = down if down is not None else recorded_down
     down = down if down is not None else up
     if scenario.mode == "fleet":
+        if policy is None and is_oracle(scenario.policy):
+            raise ConfigError("the policy 'oracle' runs in exact mode only: mode = 'exact'")
         from splitedge.sim.fleet import run_fleet
 
         return run_fleet(scenario, evaluation, up, down, policy=policy, progress=progress)
     from splitedge.sim.exact import run_exact
 
+    if policy is None and is_oracle(scenario.policy):
+        from splitedge.sim.oracle import oracle_policies
+
+        oracle = oracle_policies(scenario, evaluation, up, down)
+        return run_exact(scenario, evaluation, up, down, policy=oracle, progress=progress)
     return run_exact(scenario, evaluation, up, down, policy=policy, progress=progress)
 
 

@@ -66,12 +66,34 @@ def simulate(
     to: Annotated[
         Path | None, typer.Option("--out", help="Directory for simulation.csv and simulation.npz.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Directory for a report in one HTML file, and its pictures.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="An axis of a sweep: policy=deadline,latency, or any key. Repeatable."),
+    ] = None,
+    traces: Annotated[
+        list[str] | None, typer.Option(help="Traces to sweep over, a pattern in quotes. Repeatable.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Repetitions of each run of a sweep.", min=1)] = None,
+    sweep_id: Annotated[str | None, typer.Option(help="Name of the sweep; its seeds derive from it.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where a sweep runs: local, joblib:N, dask[:ADDRESS], ray[:ADDRESS].")
+    ] = None,
+    oracle: Annotated[
+        bool | None, typer.Option(help="Run the oracle beside a sweep's policies; default: in exact mode.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The score as JSON on stdout.")] = False,
 ) -> None:
     """Simulate a deployment over a recorded channel, with the engine and the policy that a daemon runs.
 
+    With --sweep, --traces or --seeds, or a table [sweep] in the scenario: all combinations, in one table.
+
     [bold]Example[/bold]: splitedge simulate --deployment evaluation.npz --up lte.csv --policy deadline
+    splitedge simulate scenario.toml --sweep policy=deadline,latency --traces 'lte/*.csv' --out results
     """
+    from splitedge.sim import sweep_command
     from splitedge.sim.save import save
     from splitedge.sim.simulate import simulate as run
 
@@ -90,12 +112,30 @@ def simulate(
         "seed": seed,
         "mode": None if mode is None else mode.value,
     }
+    asked = sweep_command.asked(
+        scenario,
+        axes=sweep_command.parse_axes(sweep or []),
+        traces=traces or [],
+        seeds=seeds,
+        name=sweep_id,
+        executor=executor,
+        oracle=oracle,
+    )
+    if asked is not None and up is None:
+        flags["channel.up"] = asked.first_trace
     wanted = read_scenario(scenario, {**flags, **parse_sets(sets or [])})
+    if asked is not None:
+        sweep_command.sweep(wanted, asked, to, report, as_json)
+        return
     begun = time.perf_counter()
     with _bar() as progress:
         found = run(wanted, progress=progress)
     seconds = time.perf_counter() - begun
     files = save(found, to) if to is not None else ()
+    if report is not None:
+        from splitedge.sim.report import single, write_report
+
+        files = (*files, write_report(single(wanted, found), report, f"{found.policy}, simulated"))
     if as_json:
         score = {name: _json(value) for name, value in asdict(found.score()).items()}
         about = {"policy": found.policy, "trace": found.trace, "seed": found.seed, "seconds": found.seconds}
@@ -123,6 +163,7 @@ def read_scenario(file: Path | None, changes: dict[str, object | None]) -> Scena
     if file is not None:
         try:
             data = tomllib.loads(file.read_text(encoding="utf-8"))
+            data.pop("sweep", None)  # `grid.read_sweep` reads it
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from error
     for key, value in changes.items():

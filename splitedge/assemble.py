@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from torch import nn
 
-from splitedge.choice import CodecLike, Default, choose
+from splitedge.choice import Choice, CodecLike, Default, choose
 from splitedge.costs import Costs, Effort, measure
 from splitedge.deployment import Deployment
 from splitedge.draft import Places, Wanted, draft, search
@@ -43,7 +43,7 @@ def deploy(
     *,
     exits: Sequence[str] | str = (),
     local: nn.Module | None = None,
-    codec: CodecLike = CODEC,
+    codec: CodecLike | Mapping[str, CodecLike] = CODEC,
     input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] = "auto",
@@ -119,7 +119,8 @@ def deploy(
         codec: of the tensors at the cuts, by name, with options as `"bottleneck:bits=2"` or
             `("bottleneck", {"bits": 2})`. A learned codec is trained by `fit`; until then int8 stands in,
             with a note. The default, bottleneck, gives way to int8 for good (with a note) where it can not
-            be trained, or answers clearly worse than the whole model when it is.
+            be trained, or answers clearly worse than the whole model when it is. A mapping of cuts to codecs
+            gives each cut its own, and names the cuts.
         input_codec: of the model's input, for route CLOUD; None for no such route. The default, webp,
             gives way to raw (with a note) where the input is no image.
         policy: by name (`deadline`, `confidence:0.98`, `static:split`) or an object.
@@ -169,7 +170,11 @@ def deploy(
         )
     paths = (exits,) if isinstance(exits, str) else tuple(str(path) for path in exits)
     coded_input = None if input_codec is None else choose(input_codec)
-    wanted = Wanted(choose(codec), coded_input, edge_speed, cloud_speed)
+    by_cut = codec if isinstance(codec, Mapping) else {}
+    if by_cut:
+        cut = _cuts_of(by_cut, cut)
+    one = CODEC if isinstance(codec, Mapping) else codec
+    wanted = Wanted(choose(one), coded_input, edge_speed, cloud_speed)
     if model is None:
         pieces, cuts, places = _by_hand(head, _one_tail(tail, tails), example_inputs, paths, cut)
         if tail is None and tails:
@@ -182,6 +187,8 @@ def deploy(
         if model is not None and not (isinstance(cut, str) and cut != "auto"):
             raise ConfigError("tails= take the tensors of one cut: name it (cut='layer2')")
         pieces = with_tails(pieces, max(cuts), tails, as_flat(example_inputs, pieces.inputs))
+    if by_cut:
+        wanted = replace(wanted, own=_own(by_cut, pieces))
     plan = draft(pieces, cuts, places, wanted)
     if local is not None:
         segment, batchable = whole_program(local, example_inputs, pieces, "local")
@@ -290,6 +297,20 @@ def _captured(
     index = pieces.index
     places = sorted(((path, index[c.name]) for path, c in zip(exits, at, strict=True)), key=lambda p: p[1])
     return pieces, {index[found.name] for found in chosen}, places
+
+
+def _cuts_of(codecs: Mapping[str, CodecLike], cut: str | Sequence[str]) -> list[str]:
+    """The cuts that have a codec of their own are the cuts."""
+    if cut != "auto" and {*([cut] if isinstance(cut, str) else cut)} != set(codecs):
+        raise ConfigError("codec= as a mapping names the cuts: leave cut= out, or name the same ones")
+    return list(codecs)
+
+
+def _own(codecs: Mapping[str, CodecLike], pieces: Pieces) -> dict[str, Choice]:
+    """Codecs by the names of the boundaries."""
+    if pieces.graph is None:
+        raise ConfigError("with head= and tail= there is one cut: give codec= a name, no mapping")
+    return {_cut_at(pieces.graph, path).name: choose(codec) for path, codec in codecs.items()}
 
 
 def _cut_at(graph: Graph, name: str) -> Cut:

@@ -1,0 +1,206 @@
+"""A request's way through its device in fleet mode: arrival, decision, stages (`engine.py` on records)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from splitedge.sim.compiled import compiled, inner
+from splitedge.sim.curves import Floats
+from splitedge.sim.fleet_circuit import busy, usable
+from splitedge.sim.fleet_cloud import retime
+from splitedge.sim.fleet_device import STANDS, advance, queue_stage
+from splitedge.sim.fleet_end import cost, end, fall_back, guard_from, residual
+from splitedge.sim.fleet_estimate import DOWN, QUANTITIES, QUEUE, RTT, UP, estimate
+from splitedge.sim.fleet_world import (
+    FREE,
+    NO_ERROR,
+    NONE,
+    REJECTED,
+    UNAVAILABLE,
+    Ints,
+    World,
+)
+
+
+class Seen(NamedTuple):
+    """What the policy sees of each of n requests, arrays of shape (n,): see `Observation`."""
+
+    goodput: Floats  # (3, n): mean, low, high; so are the next three
+    downlink: Floats
+    rtt: Floats
+    queue: Floats
+    edge_wait_s: Floats
+    link_up: Ints
+    deadline_s: Floats
+    battery: Floats
+    unsent_s: Floats
+    t_s: Floats
+    confidence: Floats
+    sunk_s: Floats
+
+
+class Asked(NamedTuple):
+    """The requests of a step, arrays of shape (n,): of different devices, by time of arrival."""
+
+    device: Ints
+    t_s: Floats
+    place: Ints
+    row: Ints
+    edge_z: Floats
+    cloud_z: Floats
+    slot: Ints
+
+
+@compiled
+def approach(w: World, device: Ints, until: Floats, force: bool, seen: Seen, which: Ints) -> int:
+    """Let devices come to the seconds `until`, as far as they can without their policy (see `advance`).
+
+    Those that stand at an exit are put into `which` (places in `device`), with what is seen there in `seen`;
+    gives how many they are.
+    """
+    stand = 0
+    for i in range(len(device)):
+        if advance(w, device[i], until[i], force) == STANDS:
+            d = w.device[device[i]]
+            r = w.slot[d.stands]
+            _see(w, d.stands, d.stands_at, seen, i)
+            seen.confidence[i] = w.answers[w.exits[r.reached], r.row].confidence
+            which[stand] = i
+            stand += 1
+    return stand
+
+
+@compiled
+def standing(w: World, device: Ints, which: Ints) -> tuple[Ints, Ints]:
+    """The requests that stand at exits on these devices, and the depths of those."""
+    slot = np.empty(len(which), np.int64)
+    depth = np.empty(len(which), np.int64)
+    for j in range(len(which)):
+        d = w.device[device[which[j]]]
+        slot[j] = d.stands
+        depth[j] = w.slot[d.stands].reached
+        d.stands = NONE
+        w.wakes[device[which[j]]] = -np.inf
+    return slot, depth
+
+
+@compiled
+def arrive(w: World, asked: Asked, seen: Seen) -> None:
+    """Take a request in on each device, which has come to its second, and see what there is to see."""
+    rules = w.rules[0]
+    for i in range(len(asked.device)):
+        device, t = asked.device[i], asked.t_s[i]
+        d = w.device[device]
+        w.wakes[device] = -np.inf
+        w.counts[FREE] -= 1
+        s = w.pools[FREE, w.counts[FREE]]
+        asked.slot[i] = s
+        r = w.slot[s]
+        r.owner, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
+        r.edge_z, r.cloud_z = asked.edge_z[i], asked.cloud_z[i]
+        r.limit = t + (rules.deadline_s if rules.timed else rules.timeout_s)
+        r.answer_by = max(t, r.limit - rules.margin_s) if rules.timed else r.limit
+        r.guard_at = r.fallback_at = r.fallback_end = r.overdue_at = np.inf
+        r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = r.stage_at = r.stage_end = np.inf
+        r.sent_at = r.guarded_s = r.message = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
+        r.tail_j = r.uplink_s = r.queue_s = r.cloud_s = r.downlink_s = 0.0
+        r.sure = np.nan
+        r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = r.stage = NONE
+        r.attempts = r.state = r.pooled = r.refused = r.ended = r.flying = r.waiting = r.remote_over = 0
+        if d.head == NONE:
+            d.head = s
+        else:
+            w.slot[d.tail].next = s
+        d.tail = s
+        d.active += 1
+        busy(d, rules, t)
+        if t >= d.read_at:
+            left = (rules.charge * rules.battery_j - d.joules - rules.idle_w * t) / rules.battery_j
+            d.charge = min(1.0, max(0.0, left))
+            d.read_at = rules.battery_interval_s * (np.floor(t / rules.battery_interval_s) + 1.0)
+        _see(w, s, t, seen, i)
+        seen.confidence[i] = np.nan
+
+
+@inner
+def _see(w: World, s: int, now: float, seen: Seen, i: int) -> None:
+    """What a policy sees of a request at `now`; a record keeps what its last decision saw."""
+    r = w.slot[s]
+    d = w.device[r.owner]
+    e = w.estimators
+    at = QUANTITIES * r.owner
+    seen.goodput[0, i], seen.goodput[1, i], seen.goodput[2, i] = estimate(e, at + UP, now)
+    seen.downlink[0, i], seen.downlink[1, i], seen.downlink[2, i] = estimate(e, at + DOWN, now)
+    seen.rtt[0, i], seen.rtt[1, i], seen.rtt[2, i] = estimate(e, at + RTT, now)
+    seen.queue[0, i], seen.queue[1, i], seen.queue[2, i] = estimate(e, at + QUEUE, now)
+    r.goodput, r.goodput_low = seen.goodput[0, i], seen.goodput[1, i]
+    r.rtt, r.rtt_high, r.battery = seen.rtt[0, i], seen.rtt[2, i], d.charge
+    seen.battery[i] = d.charge
+    seen.edge_wait_s[i] = residual(d, now) + _queued_s(w, d)
+    seen.link_up[i] = usable(d)
+    seen.deadline_s[i] = r.answer_by - now if w.rules[0].timed else np.inf
+    seen.unsent_s[i] = now - d.uplink_at
+    seen.t_s[i] = now
+    seen.sunk_s[i] = r.sunk_s
+
+
+@inner
+def _queued_s(w: World, d: Any) -> float:
+    """Expected seconds of the stages that wait for the device."""
+    seconds = 0.0
+    at = d.head
+    while at != NONE:
+        o = w.slot[at]
+        if o.ended == 0:
+            if o.stage_at < np.inf:
+                seconds += cost(w, at, o.stage, False)
+            if o.fallback_at < np.inf:
+                seconds += cost(w, at, o.fallback, False)
+        at = o.next
+    return seconds
+
+
+@compiled
+def pursue(w: World, slot: Ints, seen: Seen, which: Ints, choice: Ints) -> None:
+    """Make the options chosen the targets of requests; what is seen of them stands at `which` in `seen`."""
+    for j in range(len(which)):
+        i, s = which[j], slot[j]
+        r = w.slot[s]
+        if r.planned == NONE:
+            r.planned = choice[j]
+            d = w.device[r.owner]
+            if d.active > w.rules[0].max_in_flight or d.charge <= 0.0:
+                end(w, s, seen.t_s[i], NONE, np.nan, REJECTED)
+                continue
+        _pursue(w, s, seen.t_s[i], choice[j], seen, i)
+        retime(w, s)
+
+
+@inner
+def _pursue(w: World, s: int, now: float, target: int, seen: Seen, i: int) -> None:
+    """Go on towards the option wanted: `Engine._pursue`."""
+    r = w.slot[s]
+    table, rules = w.table, w.rules[0]
+    r.target = target
+    if not table[target].remote:
+        if 0 <= table[target].depth <= r.reached:
+            end(w, s, now, target, w.answers[target, r.row].confidence, NO_ERROR)
+        else:
+            queue_stage(w, s, now)
+        return
+    can = r.in_hand != NONE or len(w.fallbacks) > 0
+    if not usable(w.device[r.owner]) and can:
+        fall_back(w, s, now, UNAVAILABLE)
+        return
+    down = table[target].bytes_down * 8.0 / seen.downlink[1, i]
+    r.reply_s = seen.rtt[2, i] + seen.queue[2, i] + table[target].cloud_q95_s + down
+    if not rules.timed and can:
+        left = table[target].edge_q95_s - (r.sunk_s if table[target].on_head else 0.0)
+        up = table[target].bytes_up_q95 * 8.0 / seen.goodput[1, i]
+        late = seen.edge_wait_s[i] + max(0.0, left) + up + r.reply_s
+        r.answer_by = min(r.limit, now + max(rules.patience_s, rules.overdue_factor * late))
+    if r.in_hand == NONE and r.guard_at == np.inf:
+        guard_from(w, s, now)
+    queue_stage(w, s, now)

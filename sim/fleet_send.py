@@ -1,0 +1,258 @@
+"""Sending and hearing in fleet mode: `remote.py` on records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from splitedge.sim.compiled import inner
+from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
+from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
+from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
+from splitedge.sim.fleet_estimate import (
+    DOWN,
+    UP,
+    observe_exchange,
+    observe_queue,
+    observe_rtt,
+    observe_transfer,
+)
+from splitedge.sim.fleet_link import carry, drop_queue
+from splitedge.sim.fleet_world import (
+    AIR,
+    BACK,
+    BUSY,
+    CLOSED,
+    HALF_OPEN,
+    HERE,
+    IN_AIR,
+    IN_CLOUD,
+    LEAVING,
+    LOST,
+    MEAN_S,
+    NO_ERROR,
+    NONE,
+    RETURNING,
+    UNAVAILABLE,
+    World,
+)
+
+_DRIFT = 100e-6  # of `ClockOffset`
+_LONG = 1e300  # seconds: known to come, not known when
+
+
+@inner
+def offer(w: World, s: int, now: float) -> None:
+    """Send the payload, or have it wait for the link."""
+    r = w.slot[s]
+    d = w.device[r.owner]
+    if r.attempts >= w.rules[0].max_attempts:
+        fall_back(w, s, now, UNAVAILABLE)
+        return
+    if not usable(d):
+        r.waiting = 1
+        return
+    first = r.state == HERE or r.state == LOST
+    r.waiting = 0
+    r.flying = 1
+    r.refused = NO_ERROR
+    r.retry_at = r.cancel_at = np.inf
+    r.attempts += 1
+    r.bytes_up += r.message
+    r.tail_j += radio(w, d, now)
+    transfer(w, d, now, r.message, w.rules[0].j_per_bit_up)
+    d.uplink_at = now
+    wait = max(w.rules[0].overdue_min_s, w.rules[0].overdue_factor * r.reply_s)
+    r.overdue_at = now + wait * 2.0 ** (r.attempts - 1)
+    if not first:  # the first copy is still under way: this one only takes room
+        r.sent_at = now
+        carry(w.links[pair_of(w, r.owner)], w.up, start_of(w, r.owner), now, r.message)
+        return
+    r.sent_at = now
+    if w.rules[0].shared_cell and r.pooled == 0:
+        r.state = IN_AIR
+        r.pooled = 1
+        w.pools[AIR, w.counts[AIR]] = s
+        w.counts[AIR] += 1
+    else:
+        fly(w, s)
+
+
+@inner
+def flush(w: World, device: int, now: float) -> None:
+    """The link is usable again: send what waited for it."""
+    at = w.device[device].head
+    while at != NONE:
+        after = w.slot[at].next
+        if w.slot[at].waiting == 1:
+            offer(w, at, now)
+            retime(w, at)
+        at = after
+
+
+@inner
+def replied(w: World, s: int, now: float) -> None:
+    """The reply is here: it answers the request if that has not ended, and teaches the estimator."""
+    r = w.slot[s]
+    if r.refused != NO_ERROR:
+        _refused(w, s, now)
+        return
+    device, nbytes = r.owner, r.message
+    down_bytes = w.table[r.encoded].bytes_down
+    d = w.device[device]
+    transfer(w, d, now, down_bytes, w.rules[0].j_per_bit_down)
+    there, back = r.cloud_at - r.sent_at, now - r.ends_at
+    observe_clock(d, now, there, back)
+    up_s = min(there + back, max(0.0, there - d.offset))
+    down_s, queue_s = there + back - up_s, r.queue_s
+    r.state = HERE
+    r.reply_at = np.inf
+    if r.ended == 1:
+        release(w, s)
+    else:
+        r.bytes_down += down_bytes
+        r.tail_j += radio(w, d, now)
+        end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
+    observe_exchange(w.estimators, device, now, nbytes, down_bytes, up_s + down_s)
+    observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
+    observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
+    observe_queue(w.estimators, device, now, queue_s)
+    if life(d, w.rules[0], now):
+        flush(w, device, now)
+
+
+@inner
+def observe_clock(d: Any, now: float, up_s: float, down_s: float) -> None:
+    """What `ClockOffset` makes of a round trip: half of what differs between the ways seems an offset."""
+    bound = 0.5 * d.offset_delay + _DRIFT * max(0.0, now - d.offset_at)
+    if 0.5 * (up_s + down_s) <= bound:
+        d.offset = 0.5 * (up_s - down_s)
+        d.offset_delay, d.offset_at = up_s + down_s, now
+
+
+@inner
+def _refused(w: World, s: int, now: float) -> None:
+    """The cloud gave no answer: sent again where there is time for that, else answered here."""
+    r = w.slot[s]
+    device = r.owner
+    why = r.refused
+    r.state = HERE
+    r.reply_at = np.inf
+    if r.ended == 1:
+        release(w, s)
+    elif r.remote_over == 0:
+        r.flying = 0
+        r.overdue_at = np.inf
+        backoff = min(w.rules[0].retry_max_s, w.rules[0].retry_base_s * 2.0 ** (r.attempts - 1))
+        # The engine shortens it at random by up to `retry_jitter` of itself: half of that on average.
+        wait = max(w.clock[MEAN_S], backoff * (1.0 - 0.5 * w.rules[0].retry_jitter))
+        if w.rules[0].timed and why == BUSY:
+            wait = max(wait, r.limit - r.sent_at)
+        if why == BUSY and r.attempts < w.rules[0].max_attempts and now + wait < r.answer_by:
+            r.retry_at = now + wait
+        else:
+            fall_back(w, s, now, why)
+    if life(w.device[device], w.rules[0], now):
+        flush(w, device, now)
+
+
+@inner
+def ping(w: World, device: int, now: float) -> None:
+    """Probe the link with a small message."""
+    d = w.device[device]
+    d.pong_due = now + w.rules[0].ping_timeout_s
+    if d.pong_at < np.inf:
+        return  # the one before is still under way, and comes first
+    at = pair_of(w, device)
+    start = start_of(w, device)
+    there = carry(w.links[at], w.up, start, now + w.rules[0].send_s, w.rules[0].ping_bytes)
+    d.ping_sent, d.ping_there = now, there
+    transfer(w, d, now, w.rules[0].ping_bytes, w.rules[0].j_per_bit_up)
+    if there < np.inf:
+        d.pong_at = _LONG  # until the cloud's turn comes
+        w.pools[BACK, w.counts[BACK]] = -1 - device
+        w.counts[BACK] += 1
+
+
+@inner
+def link_event(w: World, device: int, now: float) -> None:
+    """Do what is due on a device's link at `now`: cut, pong, lost ping, probe, ping."""
+    d = w.device[device]
+    rules = w.rules[0]
+    if d.cut < len(w.cuts) and now >= w.cuts[d.cut]:
+        d.cut += 1
+        if d.cut % 2 == 1:
+            lose(w, device, now)
+        elif up(d, rules, now):
+            flush(w, device, now)
+    elif now >= d.pong_at:
+        rtt = d.pong_at - d.ping_sent
+        observe_clock(d, now, d.ping_there - d.ping_sent, now - d.ping_there)
+        transfer(w, d, now, rules.pong_bytes, rules.j_per_bit_down)
+        d.pong_at = np.inf
+        observe_rtt(w.estimators, device, now, rtt)
+        if life(d, rules, now):
+            flush(w, device, now)
+    elif d.connected == 0:
+        return
+    elif now >= d.pong_due:
+        d.pong_due = np.inf
+        failure(d, rules, now)
+    elif now >= d.probe_at:
+        d.circuit = HALF_OPEN
+        d.probe_at = np.inf
+        ping(w, device, now)
+    elif now >= d.ping_at:
+        next_ping(d, rules, now)
+        if d.pong_due == np.inf and d.circuit == CLOSED:
+            ping(w, device, now)
+
+
+@inner
+def link_wakes(w: World, d: Any) -> float:
+    """Second of the next `link_event`."""
+    at = d.pong_at
+    if d.connected == 1:
+        at = min(min(at, d.pong_due), min(d.probe_at, d.ping_at))
+    if d.cut < len(w.cuts):
+        at = min(at, w.cuts[d.cut])
+    return float(at)
+
+
+@inner
+def lose(w: World, device: int, now: float) -> None:
+    """The link is cut: what was under way is lost, and waits for it to come back."""
+    d = w.device[device]
+    down(d, w.rules[0], now)
+    pair, start = pair_of(w, device), start_of(w, device)
+    drop_queue(w.links[pair], w.up, start, now)
+    drop_queue(w.links[pair + 1], w.down, back_start_of(w, device), now)
+    at = d.head
+    while at != NONE:
+        r = w.slot[at]
+        after = r.next
+        if r.state == IN_AIR or r.state == IN_CLOUD or r.state == LEAVING or r.state == RETURNING:
+            r.state = LOST
+            r.reply_at = np.inf
+            if r.ended == 1:
+                release(w, at)
+            else:
+                if r.flying == 1:
+                    r.flying = 0
+                    r.waiting = 1
+                r.overdue_at = np.inf
+                retime(w, at)
+        at = after
+
+
+@inner
+def overdue(w: World, s: int, now: float) -> None:
+    """The reply is late by far."""
+    r = w.slot[s]
+    r.overdue_at = np.inf
+    missed(w, s, now)
+    if r.attempts < w.rules[0].max_attempts:
+        offer(w, s, now)
+    elif not w.rules[0].timed and (r.in_hand != NONE or len(w.fallbacks) > 0):
+        fall_back(w, s, now, UNAVAILABLE)
