@@ -117,8 +117,11 @@ def quality(
             kl = F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1)
             same = (said.argmax(-1) == wanted.argmax(-1)).double()
             sums[i] += torch.tensor(
-                [float(same.mean()), float(kl.double().mean()), float(distortion(found, part))]
+                [float(same.mean()), float(kl.double().mean()), float(distortion(found, part))],
+                dtype=torch.float64,
             ) * (len(part) / len(states))
     tokens = states.shape[0] * states.shape[1]
     rows = zip(ways, sums.tolist(), strict=True)
-    return [CodecQuality(n, w, same, max(0.0, kl), off, tokens) for (n, w, _), (same, kl, off) in rows]
+    return [
+        CodecQuality(n, w, min(1.0, same), max(0.0, kl), off, tokens) for (n, w, _), (same, kl, off) in rows
+    ]

@@ -147,10 +147,12 @@ def kv_fill(
 def _loaded(directory: Path) -> nn.Module:
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging as chatter
     except ImportError:
         raise MissingExtra("llm", "a language model's directory") from None
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{directory} holds no config.json: name a directory that save_pretrained wrote")
+    chatter.disable_progress_bar()
     net: Any = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     made: nn.Module = net.float().eval()
     return made
