@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
-from splitedge.edge.asking import LanguageRemote, Question
+import numpy as np
+
+from splitedge.edge.asking import LanguageRemote, Question, Remote, Said
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.settings import EdgeSettings
-from splitedge.errors import EdgeFailed, LinkDown, Rejected, RequestError, WireError
+from splitedge.errors import EdgeFailed, LinkDown, LinkError, Rejected, RequestError, WireError
 from splitedge.llm.cloud_model import StateCodec
 from splitedge.llm.generation import Generation, Patience, Tally, Wish
 from splitedge.llm.happenings import (
@@ -25,6 +27,7 @@ from splitedge.llm.happenings import (
     Compute,
     Denied,
     Emit,
+    Enough,
     Event,
     Fail,
     Finish,
@@ -36,7 +39,7 @@ from splitedge.llm.happenings import (
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
 from splitedge.llm.modes import Mode, Pace, Way
-from splitedge.llm.sampling import Sampling, choose
+from splitedge.llm.sampling import Sampling, choose, log_probabilities
 from splitedge.llm.token_model import Step, TokenModel, common
 from splitedge.wire import Lane
 from splitedge.worker import Worker
@@ -58,6 +61,7 @@ class EdgeLanguage:
         states_lane: where hidden states of `exits`' head are sent; None where none are.
         codec: that writes those.
         vocabulary, context: of the whole model.
+        text_only: the cloud takes and gives text (a black box): it verifies no drafts.
     """
 
     vocabulary: int
@@ -67,6 +71,7 @@ class EdgeLanguage:
     ids_lane: Lane | None = None
     states_lane: Lane | None = None
     codec: StateCodec | None = None
+    text_only: bool = False
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -82,12 +87,25 @@ class EdgeLanguage:
         if self.ids_lane is not None:
             found.append(Mode.STREAM)
             if self.draft is not None:
-                found += [Mode.SPEC, Mode.ASSIST]
+                found += [Mode.ASSIST] if self.text_only else [Mode.SPEC, Mode.ASSIST]
         if self.exits is not None and (self.ids_lane is not None or self.states_lane is not None):
             found.append(Mode.EXIT)
         if self.exits is not None and self.states_lane is not None:
             found.append(Mode.SPLIT)
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """What the device's model thought of a token that it chose, natural logarithms, at temperature 1.
+
+    Attributes:
+        chosen: of the token.
+        top: (id, logarithm) of the most likely ones, falling.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False)
@@ -96,10 +114,12 @@ class Stream:
 
     generation: Generation
     began: float
+    prompt: int
     queue: asyncio.Queue[Emit | Finish | Fail] = field(default_factory=asyncio.Queue)
     reason: str = ""
-    error: RequestError | None = None
+    error: RequestError | LinkError | None = None
     ended: bool = False
+    logprobs: dict[int, LogProbs] = field(default_factory=dict)  # by position, where they were wanted
 
     @property
     def tally(self) -> Tally:
@@ -158,6 +178,8 @@ class _Text:
     events: deque[Event] = field(default_factory=deque)
     feeding: bool = False
     computed: int = 0
+    said: Said | None = None
+    logprobs: int = -1
 
 
 class LanguageRuntime:
@@ -169,6 +191,8 @@ class LanguageRuntime:
         settings: caps of the link.
         clock: seconds; the loop's own in all but tests.
         patience: when the cloud counts as silent.
+        remote: makes what stands for the cloud in place of `link`, given the clock and whom to tell when it
+            comes into reach or goes.
 
     Attributes:
         draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
@@ -183,12 +207,15 @@ class LanguageRuntime:
         settings: EdgeSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         patience: Patience | None = None,
+        remote: Callable[[Callable[[], float], Callable[[bool, str], None]], Remote] | None = None,
     ) -> None:
-        if link is None and Mode.LOCAL not in language.modes:
+        if link is None and remote is None and Mode.LOCAL not in language.modes:
             raise Rejected("this bundle can write only with a cloud: it has no local model and no exit")
         self.language, self._clock, self._patience = language, clock, patience
-        self.remote: LanguageRemote | None = None
-        if link is not None and language.lanes:
+        self.remote: Remote | None = None
+        if remote is not None:
+            self.remote = remote(clock, self._link_changed)
+        elif link is not None and language.lanes:
             self.remote = LanguageRemote(
                 language.lanes, link, settings or EdgeSettings(), clock, self._link_changed
             )
@@ -242,13 +269,24 @@ class LanguageRuntime:
 
     # Texts ----------------------------------------------------------------------------------------
 
-    def write(self, wish: Wish, way: Way, sampling: Sampling | None = None) -> Stream:
+    def write(
+        self,
+        wish: Wish,
+        way: Way,
+        sampling: Sampling | None = None,
+        *,
+        said: Said | None = None,
+        logprobs: int = -1,
+    ) -> Stream:
         """Begin a text.
 
         Args:
             wish: prompt and limits.
             way: the mode.
             sampling: how tokens are drawn; greedy where not given.
+            said: the prompt in words, for a cloud with a tokenizer of its own.
+            logprobs: keep the logarithms of probabilities of so many tokens at each position that the
+                device's model computes (0: of the chosen one only); -1 for none.
 
         Raises:
             Rejected: not started, the mode can not be had, or the prompt does not fit the model.
@@ -280,13 +318,15 @@ class LanguageRuntime:
         generation = Generation(now, wish, way, up=up, lost=lost, patience=self._patience, pace=self._pace)
         text = _Text(
             number=next(self._numbers),
-            stream=Stream(generation, now),
+            stream=Stream(generation, now, len(wish.prompt)),
             sampling=sampling if sampling is not None else Sampling(),
             stops=tuple(sorted(wish.stops))[:64],
             lane=lane,
             deadline_at=now + wish.deadline_s,
             model=None if make is None else make(),
             by_states=by_states,
+            said=said,
+            logprobs=logprobs,
         )
         self._texts[text.number] = text
         self._act(text, generation.begin(now))
@@ -294,9 +334,16 @@ class LanguageRuntime:
 
     def cancel(self, stream: Stream) -> None:
         """The caller went away."""
+        self._tell(stream, Cancelled())
+
+    def finish(self, stream: Stream) -> None:
+        """The text is long enough for its caller: end it as complete."""
+        self._tell(stream, Enough())
+
+    def _tell(self, stream: Stream, event: Event) -> None:
         for text in list(self._texts.values()):
             if text.stream is stream:
-                self._feed(text, Cancelled())
+                self._feed(text, event)
 
     def _pace(self) -> Pace:
         remote = self.remote
@@ -386,6 +433,8 @@ class LanguageRuntime:
                 start = time.perf_counter()
                 step = model.step(action.ids)
                 token = choose(step.logits, position, text.sampling)
+                if text.logprobs >= 0:
+                    text.stream.logprobs[position] = _thought(step, token, text.logprobs)
                 seconds = time.perf_counter() - start
             except Exception as error:
                 self._back(self._failed, text, error)
@@ -506,8 +555,9 @@ class LanguageRuntime:
             return
         left = text.deadline_at - self._clock()
         question = Question(
-            text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left)
-        )
+            text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left),
+            text.said, text.stream.prompt,
+        )  # fmt: skip
         try:
             nbytes = self.remote.ask(action, question, lambda event: self._feed(text, event))
         except LinkDown:
@@ -518,3 +568,9 @@ class LanguageRuntime:
             self._soon(text, Denied(action.ask, error=Rejected(str(error))))
             return
         self._soon(text, Sent(action.ask, nbytes))
+
+
+def _thought(step: Step, token: int, count: int) -> LogProbs:
+    said = log_probabilities(step.logits, Sampling())
+    best = np.argsort(-said, kind="stable")[:count]
+    return LogProbs(float(said[token]), tuple((int(i), float(said[i])) for i in best))

@@ -16,6 +16,7 @@ from splitedge.errors import (
     CloudFailed,
     CloudUnavailable,
     DeadlineExceeded,
+    LinkError,
     RequestCancelled,
     RequestError,
 )
@@ -25,6 +26,7 @@ from splitedge.llm.happenings import (
     Compute,
     Denied,
     Emit,
+    Enough,
     Event,
     Fail,
     Finish,
@@ -154,6 +156,7 @@ class Generation:
             Link: self._link,
             Tick: lambda now, event: None,
             Cancelled: lambda now, event: self._fail(now, RequestCancelled("the caller went away")),
+            Enough: lambda now, event: self._finish(now, "stop"),
         }
 
     def begin(self, now: float) -> list[Action]:
@@ -418,7 +421,7 @@ class Generation:
         self.tally.ended_s = now - self._began
         self._actions.append(Finish(reason))
 
-    def _fail(self, now: float, error: RequestError) -> None:
+    def _fail(self, now: float, error: RequestError | LinkError) -> None:
         self.done = True
         self.tally.ended_s = now - self._began
         self.tally.degraded, self.tally.reason = True, str(error)

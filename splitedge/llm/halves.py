@@ -104,19 +104,20 @@ class LanguageHead(nn.Module):
 
     Attributes:
         body: its blocks.
+        scale: that embeddings are multiplied by.
     """
 
     def __init__(self, anatomy: Anatomy, cut: int, scale: float = 1.0) -> None:
         super().__init__()
         self.embed, self.positions = anatomy.embed, anatomy.positions
         self.body = Blocks(anatomy, 0, cut)
-        self._scale = scale
+        self.scale = scale
 
     def embedded(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Ids int64 (N, T) at positions (N, T) to what enters the first block (N, T, hidden)."""
         hidden: torch.Tensor = self.embed(ids)
-        if self._scale != 1.0:
-            hidden = hidden * torch.tensor(self._scale, dtype=hidden.dtype)
+        if self.scale != 1.0:
+            hidden = hidden * torch.tensor(self.scale, dtype=hidden.dtype)
         return hidden if self.positions is None else hidden + self.positions(positions)
 
     def forward(

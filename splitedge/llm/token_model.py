@@ -112,6 +112,19 @@ class WholeModel:
         self._ids: list[int] = []
         self._cache = KVCache()
 
+    @classmethod
+    def of(cls, head: LanguageHead, tail: LanguageTail, anatomy: Anatomy) -> WholeModel:
+        """From the halves of a model that was cut before its first block."""
+        made = cls.__new__(cls)
+        made._head, made._tail, made.anatomy = head, tail, anatomy
+        made._ids, made._cache = [], KVCache()
+        return made
+
+    @property
+    def scale(self) -> float:
+        """What embeddings are multiplied by."""
+        return self._head.scale
+
     @property
     def vocabulary(self) -> int:
         """How many ids there are."""
