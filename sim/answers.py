@@ -24,6 +24,7 @@ class Answers:
         confidence, correct: by option, then row.
         bytes_down: of a reply, by option.
         index: of each option, by its name.
+        features: cheap numbers of each row's input; None where the evaluation holds none.
     """
 
     def __init__(self, evaluation: Evaluation) -> None:
@@ -33,6 +34,8 @@ class Answers:
         self.correct: list[list[bool]] = evaluation.correct.tolist()
         self.bytes_down = [round(option.bytes_down) for option in table]
         self.index = {option.name: i for i, option in enumerate(table)}
+        found = evaluation.features
+        self.features = None if found is None else [tuple(row) for row in found.tolist()]
         self._gated = [option.gate is not None for option in table]
         self._nbytes: list[list[int]] = [
             np.rint(evaluation.nbytes[i]).astype(np.int64).tolist() if option.remote else []

@@ -36,7 +36,7 @@ from splitedge.events import (
     StageKind,
     Tick,
 )
-from splitedge.policy import Option, Route
+from splitedge.policy import Option, Route, wants_features
 from splitedge.record import Record
 from splitedge.sim import sizes
 from splitedge.sim.answers import Answers
@@ -179,7 +179,12 @@ class Edge:
     def _arrive(self, now: float, i: int) -> None:
         if i + 1 < len(self._t):
             self._later(self._t[i + 1], self._arrive, i + 1)
-        self._feed(now, Arrived(i + 1, 1, self._deadline_s))
+        self._feed(now, Arrived(i + 1, 1, self._deadline_s, None, self._features(i)))
+
+    def _features(self, i: int) -> tuple[float, ...] | None:
+        """Of the input of a request, for a policy that wants them."""
+        known = self._answers.features
+        return known[self._rows[i]] if known is not None and wants_features(self.engine.policy) else None
 
     # Stages ---------------------------------------------------------------------------------------
 

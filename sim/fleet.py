@@ -168,7 +168,7 @@ def _prepare(
         recorded = read_arrivals(scenario.work.arrivals)
     table = table_of(options, evaluation)
     rules = rules_of(scenario, power, table, up)
-    fleet = Fleet(ready, options, power)
+    fleet = Fleet(ready, options, power, evaluation.features)
     if fleet.keeps and scenario.work.arrivals == "poisson" and scenario.device.count > 1:
         raise SimulationError(
             f"policy '{name}' learns or keeps something of each device, so fleet mode asks it about all "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from splitedge.errors import SimulationError
-from splitedge.policy import Estimate, Observation, Option, Policy
+from splitedge.policy import Estimate, Observation, Option, Policy, wants_features
 from splitedge.power import PowerModel
 from splitedge.record import Record
 from splitedge.sim.fleet_end import ROUTES
@@ -25,6 +25,7 @@ class Fleet:
         policy: it, ready for these options.
         options: the option table.
         power: of every device.
+        features: cheap numbers of each row's input, (rows, F); shown to a policy that wants them.
 
     Attributes:
         keeps: whether it learns, or keeps something of each device: then it must be asked about all devices
@@ -34,8 +35,11 @@ class Fleet:
         SimulationError: it can not work on arrays; the message says how it failed.
     """
 
-    def __init__(self, policy: Policy, options: tuple[Option, ...], power: PowerModel) -> None:
+    def __init__(
+        self, policy: Policy, options: tuple[Option, ...], power: PowerModel, features: Any = None
+    ) -> None:
         self._policy = policy
+        self._features = features if wants_features(policy) else None
         self._options = options
         self._power = power
         self._names = np.array(["", *(option.name for option in options), "nothing"])
@@ -54,13 +58,14 @@ class Fleet:
         finally:
             self._policy = original
 
-    def ask(self, seen: Seen, exit: int, which: Ints | None = None) -> Ints:
+    def ask(self, seen: Seen, exit: int, which: Ints | None = None, row: Ints | None = None) -> Ints:
         """The option for each request, shape (n,).
 
         Args:
             seen: what is to be seen.
             exit: number of the exit at which they all stand, -1 on arrival.
             which: places in `seen` that are asked about; None for all.
+            row: of the evaluation that each request is, shape (n,); None where they are none.
 
         Raises:
             SimulationError: the policy fails on arrays, or chooses an option that does not exist.
@@ -88,7 +93,7 @@ class Fleet:
             power.j_per_bit_down,
             seen.unsent_s,
             seen.t_s,
-            None,
+            None if self._features is None or row is None else self._features[row],
             power.tail_w,
             power.tail_s,
         )

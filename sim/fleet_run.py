@@ -122,7 +122,7 @@ class Run:
         loops, seen = self._loops, self._seen
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
         arrive(loops, asked, seen)
-        choice = self._fleet.ask(Seen(*(field[..., :n] for field in seen)), NONE)
+        choice = self._fleet.ask(Seen(*(field[..., :n] for field in seen)), NONE, row=due.row)
         pursue(loops, asked.slot, seen, np.arange(n), choice)
 
     def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
@@ -131,10 +131,11 @@ class Run:
         while stand := approach(world, device, until, force, seen, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
+            row = self.world.slot["row"][slot]
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at
-                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group])
+                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group], row[group])
             pursue(world, slot, seen, which, choice)
             device, until = device[which], until[which]
 

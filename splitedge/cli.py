@@ -252,6 +252,14 @@ def bundle_check(bundle: Annotated[Path, typer.Argument(help="Bundle directory."
     _say(f"{bundle}: every file is as it was saved; digest {manifest.digest}")
 
 
+def _toml(value: Any) -> str:
+    """A setting as TOML has it; a table in one line."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    inner = ", ".join(f"{key} = {_toml(part)}" for key, part in value.items() if part is not None)
+    return f"{{ {inner} }}"
+
+
 @app.command("config")
 def config_show(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show every setting as it stands, from defaults, file and SPLITEDGE_SECTION__KEY variables.
@@ -267,7 +275,7 @@ def config_show(config: ConfigFile = None, as_json: Json = False) -> None:
     for section, settings in values.items():
         out.print(f"[{section}]", markup=False)
         for key, value in settings.items():
-            line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"
+            line = f"# {key} is not set" if value is None else f"{key} = {_toml(value)}"
             out.print(line, markup=False, soft_wrap=True)
 
 

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from splitedge.codec import MAX_ROWS, Codec, Tensors
 from splitedge.costs import framed_up, split_rows
 from splitedge.errors import ConfigError, RecordError
+from splitedge.features import features_of
 from splitedge.gating import spare
 from splitedge.plan import Plan
 from splitedge.policy import Gate, Option, Route
@@ -43,6 +44,8 @@ class Evaluation:
             simulator needs of a deployment.
         evidence: what each exit said on validation rows, by its number, from which policies that go by
             confidence take their thresholds; empty before `fit`.
+        features: cheap numbers of each row's input, float32 (rows, F), as a policy that `wants_features`
+            sees them (`features.NAMES`); None in files from before there were any.
     """
 
     options: tuple[str, ...]
@@ -52,6 +55,7 @@ class Evaluation:
     labels: npt.NDArray[np.int64]
     table: tuple[Option, ...] = ()
     evidence: Mapping[int, Evidence] = field(default_factory=dict)
+    features: npt.NDArray[np.float32] | None = None
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -60,6 +64,7 @@ class Evaluation:
 
     def save(self, path: Path | str) -> None:
         """Write all arrays to an `.npz` (no pickle inside)."""
+        features: dict[str, Any] = {} if self.features is None else {"features": self.features}
         np.savez_compressed(
             path,
             options=np.array(self.options),
@@ -69,6 +74,7 @@ class Evaluation:
             labels=self.labels,
             table=np.array(_TABLE.dump_json(self.table).decode()),
             evidence=np.array(_EVIDENCE.dump_json(dict(self.evidence)).decode()),
+            **features,
         )
 
     @classmethod
@@ -93,12 +99,16 @@ class Evaluation:
                     data["labels"],
                     table,
                     evidence,
+                    data.get("features"),
                 )
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise RecordError(f"{path} is no evaluation that can be read: {error}") from error
         shape = (len(names), len(found.labels))
         if not found.correct.shape == found.confidence.shape == found.nbytes.shape == shape:
             raise RecordError(f"{path}: its arrays do not agree on {shape[0]} options and {shape[1]} rows")
+        extra = found.features
+        if extra is not None and (extra.ndim != 2 or len(extra) != shape[1]):
+            raise RecordError(f"{path}: features of shape {extra.shape} for {shape[1]} rows")
         if table and tuple(option.name for option in table) != names:
             raise RecordError(f"{path}: its option table is not that of its answers ({', '.join(names)})")
         return found
@@ -139,7 +149,14 @@ def evaluate(plan: Plan, rows: LabelledRows, route: Route | None = None, *, size
     correct, confidence, nbytes = (np.concatenate([part[i] for part in parts], axis=1) for i in range(3))
     names = tuple(option.name for option in chosen)
     return Evaluation(
-        names, correct.astype(bool), confidence, nbytes, rows.labels.numpy(), tuple(chosen), plan.evidence
+        names,
+        correct.astype(bool),
+        confidence,
+        nbytes,
+        rows.labels.numpy(),
+        tuple(chosen),
+        plan.evidence,
+        np.concatenate([features_of(batch.inputs, batch.dims) for batch in rows.batches(BATCH)]),
     )
 
 

@@ -75,6 +75,12 @@ class EdgeModel(Protocol):
         """
         ...
 
+    def features(self, flow: Flow) -> tuple[float, ...]:
+        """Cheap numbers of the input (`features.NAMES`), the mean over its rows. Asked only for a policy
+        that `wants_features`.
+        """
+        ...
+
     def run(self, flow: Flow, stage: Stage) -> Outcome:
         """Compute one stage. Stages of a flow may come in any order; head segments run at most once."""
         ...

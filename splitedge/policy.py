@@ -261,6 +261,8 @@ class Policy(ABC):
     name: ClassVar[str]
     #: Routes without which the policy makes no sense; `check` refuses a deployment that lacks them.
     needs: ClassVar[frozenset[Route]] = frozenset()
+    #: Whether `Observation.features` shall be filled; they are computed for no policy that does not ask.
+    wants_features: bool = False
     #: The policy that a wrapper asks; None for one that decides by itself.
     inner: Policy | None = None
 
@@ -303,6 +305,16 @@ class Policy(ABC):
         if argument:
             raise PolicyError(f"policy '{cls.name}' takes no argument, got '{argument}'")
         return cls()
+
+
+def wants_features(policy: Policy) -> bool:
+    """Whether a policy, or one that it wraps, wants `Observation.features`."""
+    asked: Policy | None = policy
+    while asked is not None:
+        if asked.wants_features:
+            return True
+        asked = asked.inner
+    return False
 
 
 def make_policy(spec: str | Policy, options: Sequence[Option]) -> Policy:

@@ -19,6 +19,7 @@ from splitedge.calibration import Calibration
 from splitedge.codec import DTYPE_NAMES, Codec, Tensors, TensorSpec, rows_of
 from splitedge.errors import CodecError
 from splitedge.events import Stage, StageKind
+from splitedge.features import features_of
 from splitedge.gating import nothing_logits, spare
 from splitedge.parts import Flow, Outcome
 from splitedge.placing import moved, placed, settle
@@ -302,6 +303,13 @@ class EdgeSegments:
             most = "any number of rows from 1" if self._batchable else "exactly 1 row"
             raise CodecError(f"the model takes {most} at a time, got {rows}")
         return SegmentFlow(tensors, rows, {0: tensors})
+
+    def features(self, flow: Flow) -> tuple[float, ...]:
+        """Cheap numbers of the input, the mean over its rows."""
+        if not isinstance(flow, SegmentFlow):
+            raise TypeError(f"a flow comes from open(), got {type(flow).__name__}")
+        dims = [spec.batch_dim for spec in self._inputs.specs]
+        return tuple(features_of(flow.inputs, dims).mean(0).tolist())
 
     def run(self, flow: Flow, stage: Stage) -> Outcome:
         """Compute one stage; head segments already run for this flow are not run again."""

@@ -48,7 +48,7 @@ from splitedge.events import (
     Tick,
 )
 from splitedge.parts import EdgeModel, Flow, Outcome
-from splitedge.policy import Route
+from splitedge.policy import Route, wants_features
 from splitedge.power import BatteryMeter
 from splitedge.record import Record
 from splitedge.records import RecordStore
@@ -255,7 +255,7 @@ class EdgeRuntime:
         deadline_at = math.inf if deadline_s is None else self._clock() + deadline_s
         self._calls[request] = _Call(flow, future, deadline_at)
         try:
-            self._feed(Arrived(request, flow.rows, deadline_s, route))
+            self._feed(Arrived(request, flow.rows, deadline_s, route, self._features(flow)))
             return await future
         except asyncio.CancelledError:
             if request in self._calls:
@@ -263,6 +263,9 @@ class EdgeRuntime:
             raise
         finally:
             self._forget(request)
+
+    def _features(self, flow: Flow) -> tuple[float, ...] | None:
+        return self._model.features(flow) if wants_features(self._engine.policy) else None
 
     def _forget(self, request: int) -> None:
         self._calls.pop(request, None)
