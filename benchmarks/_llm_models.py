@@ -38,7 +38,9 @@ class Bytes:
         return "".join(chr(32 + i) for i in ids)
 
 
-def llama(hidden: int, layers: int, heads: int, inner: int, vocabulary: int, context: int, seed: int) -> torch.nn.Module:
+def llama(
+    hidden: int, layers: int, heads: int, inner: int, vocabulary: int, context: int, seed: int
+) -> torch.nn.Module:
     """A Llama with random weights, in eval mode."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -128,7 +130,9 @@ def shakespeare(steps: int) -> tuple[torch.nn.Module, torch.Tensor] | None:
     files = sorted((DATA / "text" / "tinyshakespeare").glob("*.txt"))
     if not files:
         return None
-    ids = torch.from_numpy(np.frombuffer(max(files, key=lambda f: f.stat().st_size).read_bytes(), np.uint8).copy())
+    ids = torch.from_numpy(
+        np.frombuffer(max(files, key=lambda f: f.stat().st_size).read_bytes(), np.uint8).copy()
+    )
     learn, held = ids[: -len(ids) // 10].long(), ids[-len(ids) // 10 :].long()
     model = llama(96, 6, 4, 256, 256, 512, 5)
     file = KEPT / f"shakespeare-{steps}.safetensors"

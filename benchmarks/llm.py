@@ -97,7 +97,8 @@ def lossless(bench: Bench) -> None:
                 for begin in range(0, len(group), 10):
                     some = group[begin : begin + 10].tolist()
                     streams = [
-                        pair.stream(prompts[i], max_tokens=most, way=way, sampling=how, stops=NONE) for i in some
+                        pair.stream(prompts[i], max_tokens=most, way=way, sampling=how, stops=NONE)
+                        for i in some
                     ]
                     ended = threading.Event()
                     cutter = threading.Thread(target=_cuts, args=(pair, ended), daemon=True)
@@ -109,7 +110,9 @@ def lossless(bench: Bench) -> None:
                         cutter.join()
                         outages += 1
                     written += len(some)
-                    differing += sum(ids != wanted[how.greedy, i] for i, ids in zip(some, results, strict=True))
+                    differing += sum(
+                        ids != wanted[how.greedy, i] for i, ids in zip(some, results, strict=True)
+                    )
     bench.report.add("spec: texts written", written, "texts")
     bench.report.add("spec: groups of texts with outages", outages, "groups")
     bench.report.add("spec: texts unlike the cloud's", differing, "texts", at_most=0)
@@ -124,7 +127,11 @@ def _cuts(pair: LanguageDeployment, ended: threading.Event) -> None:
 
 def exits(bench: Bench) -> None:
     """Cloud tokens saved against agreement, thresholds chosen on one half of the texts, judged on the other."""
-    schedule = ExitSchedule(texts=64, length=48, epochs=1, progress=False) if bench.quick else ExitSchedule(progress=False)
+    schedule = (
+        ExitSchedule(texts=64, length=48, epochs=1, progress=False)
+        if bench.quick
+        else ExitSchedule(progress=False)
+    )
     count, length = (12, 24) if bench.quick else (60, 64)
     _exit_curve(bench, "stories260K", bench.target, (2, 4), bench.prompts(count), length, schedule, None)
     trained = shakespeare(30 if bench.quick else 400)
@@ -163,7 +170,9 @@ def _exit_curve(
     console.print(table)
 
 
-def _scenario(evaluation: LanguageEvaluation, folder: Path, rtt_ms: float, mbps: float, texts: int, way: dict) -> dict:
+def _scenario(
+    evaluation: LanguageEvaluation, folder: Path, rtt_ms: float, mbps: float, texts: int, way: dict
+) -> dict:
     file = folder / f"{mbps}.csv"
     file.write_text(f"t_s,mbps\n0,{mbps}\n60,{mbps}\n")
     draft = float(np.median(evaluation.seconds[evaluation.line("local")]))
@@ -322,9 +331,7 @@ def contexts(bench: Bench) -> None:
         await runtime.connected(10.0)
         store = link.host.core.desk.store
         ways = (Way(Mode.STREAM), Way(Mode.SPEC, drafts=4))
-        streams = [
-            runtime.write(Wish(tuple(p), length), ways[i % 2]) for i, p in enumerate(prompts)
-        ]
+        streams = [runtime.write(Wish(tuple(p), length), ways[i % 2]) for i, p in enumerate(prompts)]
         most, done = 0, asyncio.gather(*(_read(stream) for stream in streams), return_exceptions=True)
         while not done.done():
             most = max(most, store.nbytes)
@@ -352,7 +359,9 @@ def overhead(bench: Bench) -> None:
     """A token through the runtime over a token of the bare model's own decode loop."""
     tokens, rounds = (12, 2) if bench.quick else (40, 7)
     sizes = {"stories260K": bench.target}
-    sizes["large"] = llama(256, 4, 4, 512, 512, 256, 1) if bench.quick else llama(768, 8, 12, 2048, 4096, 256, 1)
+    sizes["large"] = (
+        llama(256, 4, 4, 512, 512, 256, 1) if bench.quick else llama(768, 8, 12, 2048, 4096, 256, 1)
+    )
     for name, model in sizes.items():
         prompt = bench.prompts(1)[0]
         ours = WholeModel(model)
@@ -368,7 +377,9 @@ def overhead(bench: Bench) -> None:
                     took[mode].append(text.tpot_s)
         bare = statistics.median(took["bare"])
         bench.report.add(f"{name}: bare decode loop of transformers, a token", bare, "s")
-        bench.report.add(f"{name}: the split model's bare loop over it", statistics.median(took["ours"]) / bare, "ratio")
+        bench.report.add(
+            f"{name}: the split model's bare loop over it", statistics.median(took["ours"]) / bare, "ratio"
+        )
         for mode in ("local", "cloud_stream"):
             goal = {"at_most": 1.05} if name == "large" else {}
             ratio = statistics.median(a / b for a, b in zip(took[mode], took["bare"], strict=True))

@@ -73,9 +73,11 @@ def grouped(bits: int) -> Change:
 
     def change(states: torch.Tensor) -> torch.Tensor:
         hidden, top = states.shape[-1], 2 ** (bits - 1) - 1
-        rows = F.pad(states.float(), (0, -hidden % GROUP)).unflatten(-1, (-1, GROUP))
+        padded = F.pad(states.float(), (0, -hidden % GROUP))
+        rows = padded.reshape(*padded.shape[:-1], -1, GROUP)
         scale = (rows.abs().amax(-1, keepdim=True) / top).clamp_min(6e-8).half().float().clamp_min(6e-8)
-        return ((rows / scale).round().clamp(-top, top) * scale).flatten(-2)[..., :hidden]
+        back: torch.Tensor = ((rows / scale).round().clamp(-top, top) * scale).flatten(-2)[..., :hidden]
+        return back
 
     return change
 
@@ -108,7 +110,7 @@ def quality(
         ways: name, bytes of a token, and what comes back of states.
     """
     sums = torch.zeros(len(ways), 3, dtype=torch.float64)
-    parts = list(states.split(_BATCH))
+    parts = list(torch.split(states, _BATCH))
     for part in parts:
         wanted = tail_logits(tail, part).float().log_softmax(-1)
         for i, (_, _, change) in enumerate(ways):

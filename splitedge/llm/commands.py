@@ -152,7 +152,7 @@ def _loaded(directory: Path) -> nn.Module:
         raise MissingExtra("llm", "a language model's directory") from None
     if not (directory / "config.json").is_file():
         raise ConfigError(f"{directory} holds no config.json: name a directory that save_pretrained wrote")
-    chatter.disable_progress_bar()
+    chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
     net: Any = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     made: nn.Module = net.float().eval()
     return made

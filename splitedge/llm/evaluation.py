@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -234,7 +235,9 @@ class LanguageEvaluation:
                 if str(data["schema"]) != _SCHEMA:
                     raise ValueError(f"schema '{data['schema']}', wanted '{_SCHEMA}'")
                 local, head, row, greedy = (float(x) for x in data["scalars"])
-                arrays = {name: _typed(data[name], kind, name) for name, kind in _ARRAYS.items()}
+                arrays: dict[str, Any] = {
+                    name: _typed(data[name], kind, name) for name, kind in _ARRAYS.items()
+                }
                 names = tuple(str(name) for name in data["deciders"])
             return cls(
                 deciders=names, local_prefill_s=local, head_prefill_s=head, row_bytes=int(row),

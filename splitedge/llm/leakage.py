@@ -155,9 +155,9 @@ def probe(
                 width, change = plain.width, through(plain)
             known, attacked = (change(part)[:, 1:].flatten(0, 1) for part in (seen, shown))
             for attacker in attackers:
-                guesses = _attack(
-                    attacker, known, learn[:, 1:].flatten(), attacked, anatomy.embed.weight, plan
-                )
+                points = anatomy.embed.weight
+                assert isinstance(points, torch.Tensor)
+                guesses = _attack(attacker, known, learn[:, 1:].flatten(), attacked, points, plan)
                 hit = guesses == target.unsqueeze(1)
                 rows.append(
                     Leak(cut, codec, width, attacker, float(hit[:, 0].float().mean()), _share(hit.any(1)))
@@ -181,7 +181,7 @@ def _attack(
     """The five first guesses (rows, 5) of ids for states (rows, hidden)."""
     if attacker == "nearest":
         points = F.normalize(embeddings.detach().float(), dim=-1).T
-        parts = [F.normalize(part, dim=-1) @ points for part in attacked.split(4096)]
+        parts = [F.normalize(part, dim=-1) @ points for part in torch.split(attacked, 4096)]
         return torch.cat([part.topk(5).indices for part in parts])
     torch.manual_seed(plan.seed)
     mean, spread = known.mean(0), known.std(0).clamp_min(1e-6)
@@ -195,12 +195,12 @@ def _attack(
     pace = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, max(1, steps))
     inputs = (known - mean) / spread
     for _ in range(plan.epochs):
-        for rows in torch.randperm(len(inputs)).split(_BATCH):
+        for rows in torch.split(torch.randperm(len(inputs)), _BATCH):
             loss = F.cross_entropy(net(inputs[rows]), tokens[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             pace.step()
     with torch.no_grad():
-        parts = [net((part - mean) / spread).topk(5).indices for part in attacked.split(4096)]
+        parts = [net((part - mean) / spread).topk(5).indices for part in torch.split(attacked, 4096)]
     return torch.cat(parts)
