@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from splitedge.errors import ConfigError
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.codec_quality import CodecQuality, plain_of, quality, states_of, tail_logits, through
+from splitedge.llm.codec_quality import (
+    CodecQuality,
+    batches,
+    plain_of,
+    quality,
+    states_of,
+    tail_logits,
+    through,
+)
 from splitedge.llm.exits import beginning_of, written_texts
 from splitedge.llm.halves import LanguageHead, LanguageTail
 from splitedge.llm.state_bottleneck import Bottleneck, distortion, fitted_bottleneck
@@ -135,7 +143,7 @@ def _metric(tail: LanguageTail, states: torch.Tensor, seed: int) -> torch.Tensor
     """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(states.shape[-1], states.shape[-1])
-    for part in torch.split(states[: 8 * _BATCH], _BATCH):
+    for part in batches(states[: 8 * _BATCH], _BATCH):
         entering = part.clone().requires_grad_(True)
         logits = tail_logits(tail, entering).float().log_softmax(-1)
         drawn = torch.multinomial(logits.detach().exp().flatten(0, 1), 1, generator=generator)
@@ -159,7 +167,7 @@ def _learn(
     )
     order = torch.Generator().manual_seed(plan.seed)
     for _ in range(plan.epochs):
-        for part in torch.split(states[torch.randperm(len(states), generator=order)], _BATCH):
+        for part in batches(states[torch.randperm(len(states), generator=order)], _BATCH):
             with torch.no_grad():
                 wanted = tail_logits(tail, part).float().log_softmax(-1)
             found = codec(part)

@@ -58,6 +58,11 @@ def tail_logits(tail: LanguageTail, states: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def batches(rows: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Rows in parts of `size`, the last one shorter."""
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+
 def through(codec: StateCodec) -> Change:
     """A codec's way there and back, for states (texts, length, hidden)."""
 
@@ -73,11 +78,11 @@ def grouped(bits: int) -> Change:
 
     def change(states: torch.Tensor) -> torch.Tensor:
         hidden, top = states.shape[-1], 2 ** (bits - 1) - 1
-        padded = F.pad(states.float(), (0, -hidden % GROUP))
-        rows = padded.reshape(*padded.shape[:-1], -1, GROUP)
+        rows = F.pad(states.float(), (0, -hidden % GROUP))
+        rows = rows.reshape(*rows.shape[:-1], -1, GROUP)
         scale = (rows.abs().amax(-1, keepdim=True) / top).clamp_min(6e-8).half().float().clamp_min(6e-8)
-        back: torch.Tensor = ((rows / scale).round().clamp(-top, top) * scale).flatten(-2)[..., :hidden]
-        return back
+        out: torch.Tensor = ((rows / scale).round().clamp(-top, top) * scale).flatten(-2)[..., :hidden]
+        return out
 
     return change
 
@@ -110,7 +115,7 @@ def quality(
         ways: name, bytes of a token, and what comes back of states.
     """
     sums = torch.zeros(len(ways), 3, dtype=torch.float64)
-    parts = list(torch.split(states, _BATCH))
+    parts = batches(states, _BATCH)
     for part in parts:
         wanted = tail_logits(tail, part).float().log_softmax(-1)
         for i, (_, _, change) in enumerate(ways):

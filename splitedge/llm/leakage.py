@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from splitedge.errors import ConfigError
 from splitedge.llm.bottleneck_training import BottleneckSchedule, train_bottleneck
-from splitedge.llm.codec_quality import Change, states_of, through
+from splitedge.llm.codec_quality import Change, batches, states_of, through
 from splitedge.llm.exits import beginning_of, written_texts
 from splitedge.llm.halves import split_language_model
 from splitedge.llm.state_bottleneck import bytes_wanted, is_bottleneck
@@ -141,6 +141,8 @@ def probe(
     for cut in cuts:
         head, tail, anatomy = split_language_model(model, cut, context)
         seen, shown = states_of(head, learn).float(), states_of(head, judge).float()
+        embeddings = anatomy.embed.weight
+        assert isinstance(embeddings, torch.Tensor)
         for codec in codecs:
             if codec == "ids":
                 rows.append(Leak(cut, codec, 4, "none", 1.0, 1.0))
@@ -155,9 +157,7 @@ def probe(
                 width, change = plain.width, through(plain)
             known, attacked = (change(part)[:, 1:].flatten(0, 1) for part in (seen, shown))
             for attacker in attackers:
-                points = anatomy.embed.weight
-                assert isinstance(points, torch.Tensor)
-                guesses = _attack(attacker, known, learn[:, 1:].flatten(), attacked, points, plan)
+                guesses = _attack(attacker, known, learn[:, 1:].flatten(), attacked, embeddings, plan)
                 hit = guesses == target.unsqueeze(1)
                 rows.append(
                     Leak(cut, codec, width, attacker, float(hit[:, 0].float().mean()), _share(hit.any(1)))
@@ -181,7 +181,7 @@ def _attack(
     """The five first guesses (rows, 5) of ids for states (rows, hidden)."""
     if attacker == "nearest":
         points = F.normalize(embeddings.detach().float(), dim=-1).T
-        parts = [F.normalize(part, dim=-1) @ points for part in torch.split(attacked, 4096)]
+        parts = [F.normalize(part, dim=-1) @ points for part in batches(attacked, 4096)]
         return torch.cat([part.topk(5).indices for part in parts])
     torch.manual_seed(plan.seed)
     mean, spread = known.mean(0), known.std(0).clamp_min(1e-6)
@@ -195,12 +195,12 @@ def _attack(
     pace = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, max(1, steps))
     inputs = (known - mean) / spread
     for _ in range(plan.epochs):
-        for rows in torch.split(torch.randperm(len(inputs)), _BATCH):
+        for rows in batches(torch.randperm(len(inputs)), _BATCH):
             loss = F.cross_entropy(net(inputs[rows]), tokens[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             pace.step()
     with torch.no_grad():
-        parts = [net((part - mean) / spread).topk(5).indices for part in torch.split(attacked, 4096)]
+        parts = [net((part - mean) / spread).topk(5).indices for part in batches(attacked, 4096)]
     return torch.cat(parts)

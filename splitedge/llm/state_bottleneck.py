@@ -98,8 +98,8 @@ class Bottleneck(nn.Module):
     def _levels(self, shape: torch.Tensor) -> torch.Tensor:
         """Codes of states of scale 1, not rounded yet."""
         top = (2**self.bits - 1).float()
-        levels: torch.Tensor = ((self.encoder(shape) / self.reach).clamp(-1.0, 1.0) + 1.0) * 0.5 * top
-        return levels
+        out: torch.Tensor = ((self.encoder(shape) / self.reach).clamp(-1.0, 1.0) + 1.0) * 0.5 * top
+        return out
 
     def _restored(self, level: torch.Tensor) -> torch.Tensor:
         top = (2**self.bits - 1).float()
