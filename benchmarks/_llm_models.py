@@ -1,4 +1,4 @@
-"""Language models of the benchmark `llm.py`: stories260K with a draft distilled from it, and a cloud made slow.
+"""Language models of the benchmark `llm.py`: stories260K a draft distilled from it, a cloud made slow.
 
 What is trained here is kept under `out/llm-bench` (git-ignored).
 """
@@ -76,7 +76,8 @@ def stories() -> torch.nn.Module | None:
     state["model.embed_tokens.weight"] = state["lm_head.weight"] = take(abs(vocabulary), dim)
     for name, shape in (
         ("input_layernorm", (dim,)), ("self_attn.q_proj", (dim, dim)), ("self_attn.k_proj", (kv, dim)),
-        ("self_attn.v_proj", (kv, dim)), ("self_attn.o_proj", (dim, dim)), ("post_attention_layernorm", (dim,)),
+        ("self_attn.v_proj", (kv, dim)), ("self_attn.o_proj", (dim, dim)),
+        ("post_attention_layernorm", (dim,)),
         ("mlp.gate_proj", (inner, dim)), ("mlp.down_proj", (dim, inner)), ("mlp.up_proj", (inner, dim)),
     ):  # fmt: skip
         for i, weight in enumerate(take(layers, *shape)):
@@ -126,7 +127,7 @@ def draft_of(target: torch.nn.Module, texts: int, epochs: int, name: str) -> tor
 
 
 def shakespeare(steps: int) -> tuple[torch.nn.Module, torch.Tensor] | None:
-    """A byte-level Llama of 6 blocks trained on the spot, and held-out text; None where the text is not at hand."""
+    """A byte-level Llama of 6 blocks trained on the spot, and held-out text; None without a text."""
     files = sorted((DATA / "text" / "tinyshakespeare").glob("*.txt"))
     if not files:
         return None

@@ -126,7 +126,7 @@ def _cuts(pair: LanguageDeployment, ended: threading.Event) -> None:
 
 
 def exits(bench: Bench) -> None:
-    """Cloud tokens saved against agreement, thresholds chosen on one half of the texts, judged on the other."""
+    """Cloud tokens saved against agreement, by thresholds of one half of the texts judged on the other."""
     schedule = (
         ExitSchedule(texts=64, length=48, epochs=1, progress=False)
         if bench.quick
