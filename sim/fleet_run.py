@@ -71,7 +71,7 @@ class Run:
         told = 0.0
         steps = self._together() if self._fleet.keeps else self._windows()
         for dues, horizon in steps:
-            self._step(dues)
+            self._step(dues, drain)
             # In a shared cell what devices send must not get far out of the order of sending.
             while self.world.rules[0].shared_cell and self.now + self.window_s < horizon:
                 self._horizon(self.now + self.window_s, drain)
@@ -114,11 +114,12 @@ class Run:
         ends = np.cumsum([len(due.t_s) for due in dues])
         return list(zip(dues, np.split(place, ends[:-1]), strict=True))
 
-    def _step(self, dues: list[tuple[Due, Ints]]) -> None:
+    def _step(self, dues: list[tuple[Due, Ints]], drain: Drain) -> None:
         for due, place in dues:
             if self._lessons is not None:
                 self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules[0].deadline_s)
             self._ask(due, place)
+            self._drain(drain)
 
     def _ask(self, due: Due, place: Ints) -> None:
         """One request of each of these devices: all before it, its arrival, the first decision."""

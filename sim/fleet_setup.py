@@ -37,6 +37,7 @@ from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import start_s
 
+_MESSAGES = 4  # pings and heartbeats of a device under way at once: two, and two that lost their connection
 _LEAST_S = 1e-3  # of the way back from the cloud, where a channel has no delay
 
 
@@ -234,8 +235,8 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         device=device.view(np.recarray),
         wakes=np.full(count, -np.inf),
         slot=np.zeros(slots, SLOT).view(np.recarray),
-        ended=np.zeros(slots, ENDED).view(np.recarray),
-        pools=np.zeros((6, slots + 2 * count), np.int64),
+        ended=np.zeros(2 * slots, ENDED).view(np.recarray),
+        pools=np.zeros((6, slots + _MESSAGES * count), np.int64),
         counts=np.zeros(6, np.int64),
         clock=np.array([0.0, cloud_s, np.inf, 0.0]),
         links=links.view(np.recarray),
@@ -262,8 +263,8 @@ def with_room(world: World, requests: int) -> World:
         return world
     more = max(slots, requests)
 
-    def longer(array: Any) -> Any:
-        grown = np.zeros((*array.shape[:-1], array.shape[-1] + more), array.dtype)
+    def longer(array: Any, by: int = more) -> Any:
+        grown = np.zeros((*array.shape[:-1], array.shape[-1] + by), array.dtype)
         grown[..., : array.shape[-1]] = array
         return grown
 
@@ -271,5 +272,7 @@ def with_room(world: World, requests: int) -> World:
     pools[FREE, world.counts[FREE] : world.counts[FREE] + more] = np.arange(slots, slots + more)
     world.counts[FREE] += more
     return world._replace(
-        slot=longer(world.slot).view(np.recarray), ended=longer(world.ended).view(np.recarray), pools=pools
+        slot=longer(world.slot).view(np.recarray),
+        ended=longer(world.ended, 2 * more).view(np.recarray),
+        pools=pools,
     )

@@ -259,11 +259,12 @@ class World(NamedTuple):
     """Everything the loops read and write.
 
     Attributes:
-        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, as many as slots.
+        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, twice as many as slots,
+            for a slot may be used again before what ended in it is taken.
         wakes: second before which nothing happens on a device, shape (devices,).
         pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
             it (-1 - device for an answer to a ping, -1 - devices - device for a heartbeat's echo), shape
-            (6, slots + 2 * devices).
+            (6, slots + 4 * devices).
         counts: how many are in each pool, and how many have ended.
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
