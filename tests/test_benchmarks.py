@@ -140,3 +140,23 @@ def test_fidelity_compares_request_by_request(tmp_path):
         assert 0.0 <= figures[f"{name}: same route decided"]["value"] <= 1.0
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 1 + 2 * 60
     assert (tmp_path / "fidelity.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_language_models_keep_their_promises(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "llm.json"
+    subprocess.run(
+        [sys.executable, FOLDER / "llm.py", "--quick", "--only", "lossless,auto,contexts", "--json", out],
+        check=True,
+        timeout=110,
+        capture_output=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    assert figures["spec: texts written"]["value"] == 24
+    assert figures["spec: groups of texts with outages"]["value"] > 0
+    for name in ("spec: texts unlike the cloud's", "contexts: texts unlike the single user's"):
+        assert figures[name]["value"] == 0
+    assert figures["contexts: texts that failed"]["value"] == 0
+    assert figures["contexts: most memory over the budget"]["met"]
+    assert figures["auto over the best fixed mode, worst cell, simulated"]["value"] > 0
