@@ -28,6 +28,7 @@ from splitedge.tails import Tails, check_tails, with_tails
 
 if TYPE_CHECKING:
     from splitedge.llm.deployment import LanguageDeployment, Tokenizer
+    from splitedge.llm.exit_model import Fill
 
 CODEC = Default("bottleneck")
 WEBP = Default("webp")
@@ -71,6 +72,7 @@ def deploy(
     exits: Sequence[int] = (),
     codec: str = "ids",
     context: int | None = None,
+    kv_fill: Fill = "exact",
     cloud: str | None = None,
     keys: Path | str | None = None,
     power: str = "none",
@@ -83,7 +85,7 @@ def deploy(
     *,
     exits: Sequence[str] | Sequence[int] | str = (),
     local: nn.Module | None = None,
-    codec: CodecLike = CODEC,
+    codec: CodecLike | Mapping[str, CodecLike] = CODEC,
     input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] | int | None = "auto",
@@ -101,6 +103,7 @@ def deploy(
     effort: Effort | None = None,
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
+    kv_fill: Fill = "exact",
 ) -> Deployment | LanguageDeployment:
     """Divide a model between this device and a cloud, ready to answer.
 
@@ -142,6 +145,7 @@ def deploy(
             the arguments): no example inputs then, `exits` and `cut` count blocks, `codec` is `ids` or one
             of hidden states.
         context: of a language model: most tokens of prompt and answer together.
+        kv_fill: of a language model with exits: `exact` or `propagate`.
 
     Raises:
         PartitionError: the model can not be captured, or has no such cut or module.
@@ -154,7 +158,7 @@ def deploy(
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or model is None:
             raise ConfigError(f"a language model is deployed whole and without {', '.join(wrong) or 'None'}")
-        return _language(model, tokenizer, local, cut, exits, codec, context, cloud, keys, power)
+        return _language(model, tokenizer, local, cut, exits, codec, context, cloud, keys, power, kv_fill)
     if example_inputs is None:
         raise ConfigError(
             "deploy needs example_inputs: a typical batch, as the model takes it (or tokenizer=, for a "
@@ -166,7 +170,7 @@ def deploy(
         )
     paths = (exits,) if isinstance(exits, str) else tuple(str(path) for path in exits)
     coded_input = None if input_codec is None else choose(input_codec)
-    by_cut = codec if isinstance(codec, Mapping) else {}
+    by_cut: Mapping[str, CodecLike] = codec if isinstance(codec, Mapping) else {}
     if by_cut:
         cut = _cuts_of(by_cut, cut)
     one = CODEC if isinstance(codec, Mapping) else codec
@@ -238,11 +242,12 @@ def _language(
     local: nn.Module | None,
     cut: object,
     exits: Sequence[object],
-    codec: CodecLike,
+    codec: CodecLike | Mapping[str, CodecLike],
     context: int | None,
     cloud: str | None,
     keys: Path | str | None,
     power: str,
+    kv_fill: Fill,
 ) -> LanguageDeployment:
     from splitedge.llm.deployment import IDS, deploy_language
 
@@ -252,10 +257,12 @@ def _language(
         raise ConfigError(f"cut and exits of a language model count blocks, got {cut!r} and {list(exits)}")
     name = IDS if codec is CODEC else codec
     if not isinstance(name, str):
-        raise ConfigError("the codec of a language model is named: 'ids', 'fp32', 'fp16', 'int8' or 'int4'")
+        raise ConfigError(
+            "the codec of a language model is named: 'ids', 'fp32', 'fp16', 'int8', 'int4' or 'bottleneck'"
+        )
     return deploy_language(
         model, tokenizer, local=local, cut=at, exits=depths, codec=name, context=context, cloud=cloud,
-        keys=keys, power=power,
+        keys=keys, power=power, kv_fill=kv_fill,
     )  # fmt: skip
 
 

@@ -151,7 +151,12 @@ def verify(directory: Path | str, side: Side = "both") -> Sealed:
         BundleError: something is not as it was saved.
     """
     found = sealed.read(directory, side)
-    parse(found.plan)
+    if found.plan.get("kind") == "language":
+        from splitedge.llm.manifest import parse_language
+
+        parse_language(found.plan)
+    else:
+        parse(found.plan)
     return found
 
 

@@ -83,24 +83,40 @@ def serve(
     device: Annotated[
         str, typer.Option(help="Where tails run: auto (a GPU where there is one), cpu, cuda, cuda:1.")
     ] = "auto",
+    context_mib: Annotated[
+        int | None, typer.Option(help="Memory of language models' contexts, all edges together.", min=1)
+    ] = None,
+    context_lease: Annotated[
+        float | None, typer.Option(help="Seconds that a context is kept without a word of its edge.")
+    ] = None,
+    pass_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that go through a language model together, at most.", min=1)
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Serve the tails of one or more bundles to edges. Stops gracefully on SIGTERM and Ctrl-C.
+    """Serve one or more bundles to edges: tails and language models. Stops gracefully on SIGTERM and Ctrl-C.
 
     [bold]Example[/bold]: splitedge keys new --dir keys cloud; splitedge serve my-bundle --keys keys
     """
-    from splitedge.bundle import load_cloud
     from splitedge.cloud.server import serve as run_server
     from splitedge.config import load_settings
+    from splitedge.service import load_clouds
 
-    settings = load_settings(config, {"cloud": {"listen": listen, "keys": keys, "http": http}})
-    models = [load_cloud(path, device=device) for path in bundles]
+    room = {
+        "budget_bytes": None if context_mib is None else context_mib << 20,
+        "lease_s": context_lease,
+        "pass_tokens": pass_tokens,
+    }
+    given: dict[str, Any] = {"listen": listen, "keys": keys, "http": http}
+    given["language"] = {key: value for key, value in room.items() if value is not None} or None
+    settings = load_settings(config, {"cloud": given})
+    models, languages = load_clouds(bundles, device)
 
     def ready(endpoint: str) -> None:
         names = ", ".join(str(path) for path in bundles)
         _say(f"serving {names} on {endpoint}; health and metrics on http://{settings.cloud.http}")
 
-    _run(run_server(models, settings.cloud, ready=ready))
+    _run(run_server(models, settings.cloud, ready, languages))
 
 
 @app.command()
@@ -119,9 +135,23 @@ def edge(
         str | None,
         typer.Option(help="Where the head runs: auto (the default: a GPU where there is one), cpu, cuda:1."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the HTTP API.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="Of a language model: how texts are written unless a request says otherwise."),
+    ] = None,
+    black_box: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible endpoint in place of --cloud, e.g. https://api.example/v1."),
+    ] = None,
+    black_box_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    black_box_key_env: Annotated[
+        str | None, typer.Option(help="Name of the environment variable that holds the key for it.")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Run the edge's half of a bundle as a daemon with an Open Inference Protocol v2 API.
+    """Run the edge's half of a bundle as a daemon: Open Inference Protocol v2, or for a language model an
+    OpenAI-compatible API (POST to /v1/chat/completions).
 
     [bold]Example[/bold]: splitedge edge my-bundle --cloud tcp://10.0.0.1:7070 --keys keys
     then open http://127.0.0.1:8080/ or POST to /v2/models/NAME/infer
@@ -129,8 +159,15 @@ def edge(
     from splitedge.config import load_settings
     from splitedge.service import run_edge_daemon
 
-    given = {"cloud": cloud, "http": http, "keys": keys, "policy": policy, "records": records}
-    settings = load_settings(config, {"edge": {**given, "device": device}})
+    given: dict[str, Any] = {"cloud": cloud, "http": http, "keys": keys, "policy": policy, "records": records}
+    given |= {"device": device, "name": name}
+    endpoint = {"url": black_box, "model": black_box_model, "key_env": black_box_key_env}
+    tables = {
+        "language": {"mode": mode},
+        "black_box": endpoint,
+    }
+    told = {key: {k: v for k, v in table.items() if v is not None} or None for key, table in tables.items()}
+    settings = load_settings(config, {"edge": {**given, **told}})
 
     def ready(address: str) -> None:
         _say(f"serving {bundle} on http://{address} (dashboard at /, metrics at /metrics)")
@@ -153,6 +190,11 @@ def explain(
     import splitedge
 
     with splitedge.load(bundle, side="both") as deployment:
+        if isinstance(deployment, splitedge.LanguageDeployment):
+            raise ConfigError(
+                "explain is for models that are cut once; a language model's bundle says its "
+                "modes where 'splitedge edge' serves it, at /status"
+            )
         deployment.explain(plot=plot)
 
 
@@ -209,12 +251,20 @@ def keys_list(
 def records_summary(
     path: Annotated[Path, typer.Argument(help="A file of records (.jsonl or .npz).")], as_json: Json = False
 ) -> None:
-    """Requests, latency, deadlines met, bytes, joules and routes of a run.
+    """Requests, latency, deadlines met, bytes, joules and routes of a run; or texts, tokens and modes.
 
     [bold]Example[/bold]: splitedge records summary records.jsonl
     """
+    from splitedge.llm import text_records as texts
     from splitedge.records import format_summary, read_records
 
+    if path.suffix == ".jsonl" and texts.schema_of(path) == texts.SCHEMA:
+        found = texts.summary_of(texts.read_texts(path))
+        if as_json:
+            print(json.dumps(found, allow_nan=False))  # noqa: T201 - the machine-readable result
+        else:
+            out.print(texts.summary_table(found))
+        return
     summary = read_records(path).summary()
     if as_json:
         known = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(summary).items()}
@@ -298,6 +348,9 @@ def _run(job: Coroutine[Any, Any, None]) -> None:
 
 
 def _mount_plugins() -> None:
+    from splitedge.llm.commands import app as llm_app
+
+    app.add_typer(llm_app, name="llm")
     for name in registry.names("splitedge.commands"):
         command = registry.lookup("splitedge.commands", name)
         if isinstance(command, typer.Typer):

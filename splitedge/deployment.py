@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from splitedge import sealed
 from splitedge.bundle import load_plan, save_plan
 from splitedge.choice import CodecLike, choose
 from splitedge.edge.link import Link
@@ -33,6 +34,10 @@ from splitedge.segments import CloudSegments
 from splitedge.settings import EngineSettings
 from splitedge.thresholds import Threshold
 from splitedge.trained import with_codec
+
+if TYPE_CHECKING:
+    from splitedge.edge.openai_settings import BlackBoxSettings
+    from splitedge.llm.deployment import LanguageDeployment
 
 RECENT = 10_000
 
@@ -370,8 +375,9 @@ def load(
     power: str = "none",
     device: str = "cpu",
     digest: str | None = None,
-) -> Deployment:
-    """Load a bundle that `Deployment.save` wrote.
+    black_box: BlackBoxSettings | None = None,
+) -> Deployment | LanguageDeployment:
+    """Load a bundle that `Deployment.save` or `LanguageDeployment.save` wrote.
 
     Args:
         directory: the bundle.
@@ -386,11 +392,26 @@ def load(
         device: where the model's halves in this process run: `cpu`, `cuda`, `cuda:1`, or `auto` for a GPU
             where there is one. A plan's seconds are those of the device it was measured on, the CPU.
         digest: refuse any other bundle than this one.
+        black_box: of a language model: an OpenAI-compatible endpoint in place of our own cloud.
 
     Raises:
         BundleError: a file is missing, changed or foreign; the message names it.
         UnknownName: a codec or policy that is not installed here.
+        ConfigError: an argument that a bundle of this kind does not take.
     """
+    if sealed.kind(directory) == "language":
+        from splitedge.llm.deployment import load_deployment
+
+        foreign = {"policy": policy, "records": records, "settings": settings}
+        given = [name for name, value in foreign.items() if value is not None]
+        if given:
+            raise ConfigError(f"a language model's bundle takes no {', '.join(given)}")
+        return load_deployment(
+            directory, side, cloud=cloud, keys=keys, power=power, digest=digest, device=device,
+            black_box=black_box,
+        )  # fmt: skip
+    if black_box is not None:
+        raise ConfigError("black_box is for the bundle of a language model")
     plan, found = load_plan(directory, side, digest=digest)
     return Deployment(
         plan,

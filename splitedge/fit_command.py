@@ -65,6 +65,8 @@ def fit(
 
     target = out or bundle.with_name(f"{bundle.name}-fitted")
     with splitedge.load(bundle) as deployment:
+        if isinstance(deployment, splitedge.LanguageDeployment):
+            raise ConfigError("train a language model's exits in Python: deployment.fit(), then save()")
         rows = read_rows(data)
         held = None if val is None else read_rows(val)
         report = deployment.fit(

@@ -91,7 +91,7 @@ class RecordStore:
             fresh = not self.path.exists() or self.path.stat().st_size == 0
             if not fresh:
                 _check_head(self.path)
-                _mend(self.path)
+                mend(self.path)
             self._file = self.path.open("a", encoding="utf-8", newline="\n")
         except OSError as error:
             raise RecordError(f"can not write records to '{self.path}': {error.strerror}") from error
@@ -144,7 +144,7 @@ def _check_head(path: Path) -> None:
         raise RecordError(f"'{path}' is no file of records: it should begin with the schema {SCHEMA}")
 
 
-def _mend(path: Path) -> None:
+def mend(path: Path) -> None:
     """Cut off a last line without its end: the process that wrote it was killed."""
     with path.open("r+b") as file:
         size = file.seek(0, 2)

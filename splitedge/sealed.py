@@ -179,6 +179,22 @@ def read(
     return Sealed(root, found, body["splitedge"], body["plan"])
 
 
+def kind(directory: Path | str) -> str:
+    """What a bundle holds by its manifest: `language`, or empty for a model cut by `torch.export`. Checks the
+    manifest only.
+
+    Raises:
+        BundleError: there is none, or it has been changed.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise BundleError(f"no bundle at {root}")
+    text = _read_plain(root, MANIFEST, MAX_MANIFEST)
+    _check_seal(root, hashlib.sha256(text).hexdigest(), None)
+    found = _parse(root, text)["plan"].get("kind", "")
+    return found if isinstance(found, str) else ""
+
+
 def _check_seal(root: Path, found: str, wanted: str | None) -> None:
     seal = _read_plain(root, SEAL, 4096)
     if not re.fullmatch(rb"[0-9a-f]{64}  manifest\.json\n", seal):

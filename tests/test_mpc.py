@@ -286,7 +286,7 @@ def test_some_devices_at_an_exit_do_not_make_it_forget_all_of_them():
         (EXIT1, SPLIT_A), deadline_s=0.29, goodput=np.array([1e6, 3e6]), t_s=np.full(2, 0.31), exit=1
     )
     known = len(fleet._under_way)
-    unsure = fleet.decide(at._replace(confidence=np.array([0.2, 0.99]), sunk_s=0.004))
+    unsure = fleet.decide(at._replace(confidence=np.array([0.2, 0.9999]), sunk_s=0.004))
     assert unsure.option.tolist() == [1, 0]
     assert (len(fleet._under_way), fleet._shape) == (known, (3,))
 

@@ -19,6 +19,7 @@ from splitedge.cloud.admission import Admission
 from splitedge.cloud.batcher import Batcher
 from splitedge.cloud.desk import LanguageDesk, LanguageHalf
 from splitedge.cloud.executor import Result, Task
+from splitedge.cloud.language_metrics import LanguageMetrics
 from splitedge.cloud.metrics import ANSWERED, CANCELLED, REPEATED, CloudMetrics, LaneMetrics
 from splitedge.cloud.sessions import Done, Session, Sessions
 from splitedge.cloud.settings import ServerSettings
@@ -110,6 +111,7 @@ class CloudCore:
             int(s.kept_reply_s * 1e9),
         )
         self._room = Admission(settings)
+        self.metrics.registry.register(LanguageMetrics(self.desk))
         self.metrics.in_flight.set_function(lambda: self._room.requests)
         self.metrics.queue_bytes.set_function(lambda: self._room.nbytes)
         self.metrics.sessions.set_function(lambda: len(self._sessions))
@@ -130,7 +132,7 @@ class CloudCore:
 
     def _largest(self) -> int:
         """Bytes of the largest payload that any lane can take."""
-        most = 0
+        most = self.desk.largest
         for target in self._lanes:
             for level in range(256):
                 try:

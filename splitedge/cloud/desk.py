@@ -84,6 +84,12 @@ class LanguageDesk:
         return tuple(served.lane for served in self.served)
 
     @property
+    def largest(self) -> int:
+        """Bytes of the largest ask: a whole context at once, with its ids."""
+        models = [served.batcher.model for served in self.served]
+        return max(((model.width + 4) * model.anatomy.context for model in models), default=0)
+
+    @property
     def waiting(self) -> int:
         """Asks that wait for tokens."""
         return sum(served.batcher.waiting for served in self.served)

@@ -98,6 +98,10 @@ class LanguageBatcher:
         max_contexts: in one pass.
         max_tokens: in one pass, over all contexts.
         retry_after_ms: what is said where there is no room.
+
+    Attributes:
+        passes, seconds: run so far, and how long they took. computed: tokens through the model. told:
+            tokens chosen.
     """
 
     def __init__(
@@ -119,6 +123,8 @@ class LanguageBatcher:
         self._served: defaultdict[str, int] = defaultdict(int)
         self._prefill: dict[Key, Context] = {}
         self.running: Pass | None = None
+        self.passes = self.computed = self.told = 0
+        self.seconds = 0.0
 
     @property
     def waiting(self) -> int:
@@ -245,6 +251,9 @@ class LanguageBatcher:
         """
         assert done is self.running
         self.running = None
+        self.passes += 1
+        self.computed += sum(row.count for row in done.rows)
+        self.seconds += (now_ns - done.began_ns) / 1e9
         for i, (context, row) in enumerate(zip(done.contexts, done.rows, strict=True)):
             context.busy = False
             job = self._jobs.get(context.key)
@@ -290,6 +299,7 @@ class LanguageBatcher:
         ended = any(t in job.stops for t in context.ids[base:]) or token in job.stops
         job.left -= 1
         job.drafts = 0
+        self.told += 1
         last = ended or job.left < 1 or not self.model.sees_ids
         word = Word(
             context.key, ask, base + right, right, (token,), last, job.waited_ns, now_ns - done.began_ns

@@ -296,6 +296,7 @@ async def serve(
     models: Sequence[CloudModel],
     settings: ServerSettings,
     ready: Callable[[str], None] | None = None,
+    languages: Sequence[LanguageHalf] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight (`settings.drain_s`) and return.
 
@@ -303,6 +304,7 @@ async def serve(
         models: what is served.
         settings: where, to whom, and how much.
         ready: called with the endpoint once requests are served.
+        languages: language models served beside them.
 
     Raises:
         ConfigError, AuthenticationError, BundleError: as `CloudServer.start`.
@@ -311,7 +313,7 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = CloudServer(models, settings)
+    server = CloudServer(models, settings, languages)
     try:
         await server.start()
         gc.freeze()  # what start-up made stays; looking through it again would stop requests for tens of ms
@@ -319,7 +321,8 @@ async def serve(
             ready(server.endpoint)
         await stop.wait()
         if not await server.drain(settings.drain_s):
-            log.warning("%d requests had not ended after %g s", server.host.core.in_flight, settings.drain_s)
+            left = server.host.core.in_flight + server.host.core.desk.waiting
+            log.warning("%d requests had not ended after %g s", left, settings.drain_s)
     finally:
         await server.stop()
         gc.unfreeze()

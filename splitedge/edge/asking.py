@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import zmq
@@ -67,6 +68,8 @@ class Question:
         ids: of the tokens; empty where the payload holds them.
         sampling, stops: of the request.
         deadline_s: seconds left; inf for none.
+        said: the prompt in words, where it is known.
+        prompt: tokens of the prompt.
     """
 
     context: int
@@ -77,6 +80,50 @@ class Question:
     sampling: Sampling
     stops: tuple[int, ...]
     deadline_s: float = math.inf
+    said: Said | None = None
+    prompt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A prompt as its caller gave it, for a cloud with a tokenizer of its own.
+
+    Attributes:
+        text: all of it.
+        messages: (role, content) of a chat; empty for a plain prompt.
+    """
+
+    text: str
+    messages: tuple[tuple[str, str], ...] = ()
+
+
+class Remote(Protocol):
+    """A cloud that writes: `LanguageRemote`, or `edge.black_box.BlackBoxRemote`."""
+
+    estimator: LinkEstimator
+    decode_s: float
+    up: bool
+    reason: str
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to connect."""
+        ...
+
+    def close(self) -> None:
+        """Stop."""
+        ...
+
+    async def connected(self, timeout_s: float) -> None:
+        """Wait until it is in reach; see `LanguageRemote.connected`."""
+        ...
+
+    def ask(self, action: Send, question: Question, hear: Callable[[Event], None]) -> int:
+        """Send an ask; see `LanguageRemote.ask`."""
+        ...
+
+    def cancel(self, context: int) -> None:
+        """Nobody waits for a text any more."""
+        ...
 
 
 class LanguageRemote:

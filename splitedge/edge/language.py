@@ -11,12 +11,14 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from splitedge.edge.asking import LanguageRemote, Question
+import numpy as np
+
+from splitedge.edge.asking import LanguageRemote, Question, Remote, Said
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.settings import EdgeSettings
-from splitedge.errors import EdgeFailed, LinkDown, Rejected, RequestError, WireError
+from splitedge.errors import EdgeFailed, LinkDown, LinkError, Rejected, RequestError, WireError
 from splitedge.llm.cloud_model import StateCodec
 from splitedge.llm.generation import Generation, Patience, Tally, Wish
 from splitedge.llm.happenings import (
@@ -25,6 +27,7 @@ from splitedge.llm.happenings import (
     Compute,
     Denied,
     Emit,
+    Enough,
     Event,
     Fail,
     Finish,
@@ -36,12 +39,15 @@ from splitedge.llm.happenings import (
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
 from splitedge.llm.modes import Mode, Pace, Way
-from splitedge.llm.sampling import Sampling, choose
+from splitedge.llm.sampling import Sampling, choose, log_probabilities
 from splitedge.llm.token_model import Step, TokenModel, common
 from splitedge.wire import Lane
 from splitedge.worker import Worker
 
 log = logging.getLogger(__name__)
+
+#: Tokens whose hidden states are computed, and sent, at a time.
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class EdgeLanguage:
         states_lane: where hidden states of `exits`' head are sent; None where none are.
         codec: that writes those.
         vocabulary, context: of the whole model.
+        text_only: the cloud takes and gives text (a black box): it verifies no drafts.
     """
 
     vocabulary: int
@@ -64,6 +71,7 @@ class EdgeLanguage:
     ids_lane: Lane | None = None
     states_lane: Lane | None = None
     codec: StateCodec | None = None
+    text_only: bool = False
 
     @property
     def lanes(self) -> tuple[Lane, ...]:
@@ -79,12 +87,25 @@ class EdgeLanguage:
         if self.ids_lane is not None:
             found.append(Mode.STREAM)
             if self.draft is not None:
-                found += [Mode.SPEC, Mode.ASSIST]
+                found += [Mode.ASSIST] if self.text_only else [Mode.SPEC, Mode.ASSIST]
         if self.exits is not None and (self.ids_lane is not None or self.states_lane is not None):
             found.append(Mode.EXIT)
         if self.exits is not None and self.states_lane is not None:
             found.append(Mode.SPLIT)
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """What the device's model thought of a token that it chose, natural logarithms, at temperature 1.
+
+    Attributes:
+        chosen: of the token.
+        top: (id, logarithm) of the most likely ones, falling.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False)
@@ -93,10 +114,12 @@ class Stream:
 
     generation: Generation
     began: float
+    prompt: int
     queue: asyncio.Queue[Emit | Finish | Fail] = field(default_factory=asyncio.Queue)
     reason: str = ""
-    error: RequestError | None = None
+    error: RequestError | LinkError | None = None
     ended: bool = False
+    logprobs: dict[int, LogProbs] = field(default_factory=dict)  # by position, where they were wanted
 
     @property
     def tally(self) -> Tally:
@@ -125,6 +148,15 @@ class Stream:
             return
 
 
+@dataclass(eq=False, slots=True)
+class _Upload:
+    """Hidden states under way: those of `known` from the action's start; the next piece begins `at`."""
+
+    action: Send
+    known: list[int]
+    at: int
+
+
 @dataclass(eq=False)
 class _Text:
     """One generation at work."""
@@ -140,10 +172,14 @@ class _Text:
     hashes: list[int] = field(default_factory=lambda: [EMPTY])
     rows: bytearray = field(default_factory=bytearray)
     hashed: list[int] = field(default_factory=list)
+    uploads: deque[_Upload] = field(default_factory=deque)
+    uploading: bool = False  # whether a piece is being computed
     timer: asyncio.TimerHandle | None = None
     events: deque[Event] = field(default_factory=deque)
     feeding: bool = False
     computed: int = 0
+    said: Said | None = None
+    logprobs: int = -1
 
 
 class LanguageRuntime:
@@ -155,6 +191,8 @@ class LanguageRuntime:
         settings: caps of the link.
         clock: seconds; the loop's own in all but tests.
         patience: when the cloud counts as silent.
+        remote: makes what stands for the cloud in place of `link`, given the clock and whom to tell when it
+            comes into reach or goes.
 
     Attributes:
         draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
@@ -169,12 +207,15 @@ class LanguageRuntime:
         settings: EdgeSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
         patience: Patience | None = None,
+        remote: Callable[[Callable[[], float], Callable[[bool, str], None]], Remote] | None = None,
     ) -> None:
-        if link is None and Mode.LOCAL not in language.modes:
+        if link is None and remote is None and Mode.LOCAL not in language.modes:
             raise Rejected("this bundle can write only with a cloud: it has no local model and no exit")
         self.language, self._clock, self._patience = language, clock, patience
-        self.remote: LanguageRemote | None = None
-        if link is not None and language.lanes:
+        self.remote: Remote | None = None
+        if remote is not None:
+            self.remote = remote(clock, self._link_changed)
+        elif link is not None and language.lanes:
             self.remote = LanguageRemote(
                 language.lanes, link, settings or EdgeSettings(), clock, self._link_changed
             )
@@ -228,13 +269,24 @@ class LanguageRuntime:
 
     # Texts ----------------------------------------------------------------------------------------
 
-    def write(self, wish: Wish, way: Way, sampling: Sampling | None = None) -> Stream:
+    def write(
+        self,
+        wish: Wish,
+        way: Way,
+        sampling: Sampling | None = None,
+        *,
+        said: Said | None = None,
+        logprobs: int = -1,
+    ) -> Stream:
         """Begin a text.
 
         Args:
             wish: prompt and limits.
             way: the mode.
             sampling: how tokens are drawn; greedy where not given.
+            said: the prompt in words, for a cloud with a tokenizer of its own.
+            logprobs: keep the logarithms of probabilities of so many tokens at each position that the
+                device's model computes (0: of the chosen one only); -1 for none.
 
         Raises:
             Rejected: not started, the mode can not be had, or the prompt does not fit the model.
@@ -266,13 +318,15 @@ class LanguageRuntime:
         generation = Generation(now, wish, way, up=up, lost=lost, patience=self._patience, pace=self._pace)
         text = _Text(
             number=next(self._numbers),
-            stream=Stream(generation, now),
+            stream=Stream(generation, now, len(wish.prompt)),
             sampling=sampling if sampling is not None else Sampling(),
             stops=tuple(sorted(wish.stops))[:64],
             lane=lane,
             deadline_at=now + wish.deadline_s,
             model=None if make is None else make(),
             by_states=by_states,
+            said=said,
+            logprobs=logprobs,
         )
         self._texts[text.number] = text
         self._act(text, generation.begin(now))
@@ -280,9 +334,16 @@ class LanguageRuntime:
 
     def cancel(self, stream: Stream) -> None:
         """The caller went away."""
+        self._tell(stream, Cancelled())
+
+    def finish(self, stream: Stream) -> None:
+        """The text is long enough for its caller: end it as complete."""
+        self._tell(stream, Enough())
+
+    def _tell(self, stream: Stream, event: Event) -> None:
         for text in list(self._texts.values()):
             if text.stream is stream:
-                self._feed(text, Cancelled())
+                self._feed(text, event)
 
     def _pace(self) -> Pace:
         remote = self.remote
@@ -372,6 +433,8 @@ class LanguageRuntime:
                 start = time.perf_counter()
                 step = model.step(action.ids)
                 token = choose(step.logits, position, text.sampling)
+                if text.logprobs >= 0:
+                    text.stream.logprobs[position] = _thought(step, token, text.logprobs)
                 seconds = time.perf_counter() - start
             except Exception as error:
                 self._back(self._failed, text, error)
@@ -415,40 +478,67 @@ class LanguageRuntime:
             before = self._hash_ids(text, action.start)
             self._ask(text, action, before, ids, b"")
             return
+        # What begins no later covers all that an older one still had to say.
+        while text.uploads and text.uploads[-1].action.start >= action.start:
+            text.uploads.pop()
+        known = [*text.stream.ids[: action.start], *action.ids]
+        text.uploads.append(_Upload(action, known, action.start))
+        if not text.uploading:
+            self._upload(text)
+
+    def _upload(self, text: _Text) -> None:
+        """Let the next piece of what is to be sent be computed; it is sent while the one behind it is."""
         model, codec, worker = text.model, self.language.codec, self._worker
+        if text.stream.ended or not text.uploads:
+            return
         if model is None or codec is None or worker is None:
             self._soon(text, None, EdgeFailed("there is no head on this device"))
             return
-        known = [*text.stream.ids[: action.start], *action.ids]
+        upload = text.uploads[0]
+        known = upload.known
+        stop = len(known) if upload.action.drafts else min(upload.at + PIECE, len(known))
+        have = min(common(text.hashed, known), len(text.hashes) - 1)
 
         def job() -> None:
             try:
-                model.follow(known)  # type: ignore[attr-defined]
-                stop = len(known)
-                have = min(common(text.hashed, known), len(text.hashes) - 1)
-                rows = codec.encode(model.states(have, stop)) if have < stop else b""  # type: ignore[attr-defined]
+                rows = b""
+                if have < stop:
+                    model.follow(known)  # type: ignore[attr-defined]
+                    rows = codec.encode(model.states(have, stop))  # type: ignore[attr-defined]
             except Exception as error:
                 self._back(self._failed, text, error)
                 return
-            self._back(self._encoded, text, action, known, have, rows)
+            self._back(self._encoded, text, upload, stop, have, rows)
 
+        text.uploading = True
         worker.submit(job)
 
-    def _encoded(self, text: _Text, action: Send, known: list[int], have: int, rows: bytes) -> None:
+    def _encoded(self, text: _Text, upload: _Upload, stop: int, have: int, rows: bytes) -> None:
         """Hidden states are rows now: keep them, since a cloud that lost them is sent them again."""
-        codec = self.language.codec
+        codec, text.uploading = self.language.codec, False
         if text.stream.ended or codec is None:
             return
-        width = codec.width
-        del text.rows[have * width :]
-        del text.hashes[have + 1 :]
-        text.rows += rows
-        for at in range(0, len(rows), width):
-            text.hashes.append(rolled(text.hashes[-1], rows[at : at + width]))
-        text.hashed = known
-        payload = bytes(text.rows[action.start * width : len(known) * width])
-        ids = id_bytes(action.ids) if action.drafts else b""
-        self._ask(text, action, text.hashes[action.start], payload, ids)
+        if not text.uploads or text.uploads[0] is not upload:
+            self._upload(text)  # this one is no longer wanted; its states are kept by the model
+            return
+        width, action, start = codec.width, upload.action, upload.at
+        if rows:
+            del text.rows[have * width :]
+            del text.hashes[have + 1 :]
+            text.rows += rows
+            for at in range(0, len(rows), width):
+                text.hashes.append(rolled(text.hashes[-1], rows[at : at + width]))
+            text.hashed = upload.known[:stop]
+        upload.at = stop
+        if stop == len(upload.known):
+            text.uploads.popleft()
+            part = replace(action, start=start, ids=tuple(upload.known[start:]))
+        else:  # a piece of its own, whose answer nobody waits for
+            part = Send(0, action.attempt, action.epoch, start, tuple(upload.known[start:stop]), 0, 0)
+        self._upload(text)
+        payload = bytes(text.rows[start * width : stop * width])
+        ids = id_bytes(part.ids) if part.drafts else b""
+        self._ask(text, part, text.hashes[start], payload, ids)
 
     def _hash_ids(self, text: _Text, count: int) -> int:
         """Rolling hash of the first ids of a text."""
@@ -465,8 +555,9 @@ class LanguageRuntime:
             return
         left = text.deadline_at - self._clock()
         question = Question(
-            text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left)
-        )
+            text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left),
+            text.said, text.stream.prompt,
+        )  # fmt: skip
         try:
             nbytes = self.remote.ask(action, question, lambda event: self._feed(text, event))
         except LinkDown:
@@ -477,3 +568,9 @@ class LanguageRuntime:
             self._soon(text, Denied(action.ask, error=Rejected(str(error))))
             return
         self._soon(text, Sent(action.ask, nbytes))
+
+
+def _thought(step: Step, token: int, count: int) -> LogProbs:
+    said = log_probabilities(step.logits, Sampling())
+    best = np.argsort(-said, kind="stable")[:count]
+    return LogProbs(float(said[token]), tuple((int(i), float(said[i])) for i in best))

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from splitedge.edge.openai_settings import BlackBoxSettings, LanguageEdgeSettings
+
 _MIB = 2**20
 
 
@@ -38,6 +40,8 @@ class EdgeSettings(BaseModel):
         hello_s: seconds to wait for the cloud's welcome before asking again.
         max_message: bytes of one message from the cloud.
         max_unanswered: bytes that may be on their way to the cloud without a sign of having arrived.
+        language: of a language model: how texts are written.
+        black_box: of a language model: an OpenAI-compatible endpoint in the cloud's place.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +69,8 @@ class EdgeSettings(BaseModel):
     hello_s: float = Field(default=1.0, gt=0, le=60, allow_inf_nan=False)
     max_message: int = Field(default=32 * _MIB, ge=_MIB // 4, le=2**31)
     max_unanswered: int = Field(default=64 * _MIB, ge=_MIB, le=2**32)
+    language: LanguageEdgeSettings = LanguageEdgeSettings()
+    black_box: BlackBoxSettings | None = None
 
     @field_validator("policy", mode="before")
     @classmethod

@@ -8,171 +8,58 @@ import contextlib
 import math
 import queue
 import secrets
-import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import nn
 
+from splitedge.edge.asking import Said
+from splitedge.edge.black_box import BlackBoxRemote
 from splitedge.edge.language import EdgeLanguage, LanguageRuntime, Stream
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.link import ZmqLink
+from splitedge.edge.openai_settings import BlackBoxSettings, black_box_patience
 from splitedge.edge.settings import EdgeSettings
-from splitedge.errors import ConfigError, Rejected
+from splitedge.errors import ConfigError
 from splitedge.keys import load_keys, trusted_key
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.cloud_model import CloudLanguageModel
+from splitedge.llm.black_box import BlackBox
+from splitedge.llm.bottleneck_training import BottleneckSchedule, CodecReport, train_bottleneck
+from splitedge.llm.bundle import load_language, save_language
 from splitedge.llm.evaluating import evaluate_language
 from splitedge.llm.evaluation import LanguageEvaluation
-from splitedge.llm.exit_model import ExitModel
-from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
+from splitedge.llm.exit_model import Fill
+from splitedge.llm.exits import ExitSchedule, Signal, TrainedExits, train_exits
+from splitedge.llm.gate_fit import GateSchedule, fit_gate
 from splitedge.llm.generation import Patience, Wish
-from splitedge.llm.halves import LanguageHead, LanguageTail, split_language_model
+from splitedge.llm.halves import split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
+from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
+from splitedge.llm.loops import Here, Looped, Running, forward
 from splitedge.llm.measured import Measured, costs_of
 from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
+from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
+from splitedge.llm.state_bottleneck import bytes_wanted, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
+from splitedge.llm.text import Text
 from splitedge.llm.token_model import TokenModel, WholeModel
+from splitedge.llm.tokenizers import Tokenizer
 from splitedge.loopback import Loopback
-from splitedge.power import power_profile
+from splitedge.power import PowerModel, power_profile
+from splitedge.sealed import Side
 from splitedge.wire import Lane
 
-T = TypeVar("T")
-#: Name of the codec of a lane on which ids are sent.
-IDS = "ids"
 AUTO = "auto"
 _open: weakref.WeakSet[LanguageDeployment] = weakref.WeakSet()
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of `transformers` have it."""
-
-    def encode(self, text: str) -> list[int]:
-        """Text to ids."""
-        ...
-
-    def decode(self, ids: list[int]) -> str:
-        """Ids to text."""
-        ...
-
-
-@dataclass(frozen=True)
-class Text:
-    """An answer, with what it took. Seconds, bytes as framed, joules as modelled; NaN where not known.
-
-    Attributes:
-        text: without the prompt.
-        ids: of the text. sources: where each came from: `local`, `exit:0`, `draft` (the device's, found
-            right by the cloud), `cloud`.
-        finish: `stop` or `length`.
-        mode: it was written in. why: how that was chosen, one readable sentence.
-        degraded: whether it is not by the mode wanted, all of it. reason: why.
-        asks: messages to the cloud that waited for an answer. cloud_tokens: chosen by the cloud.
-        proposed, accepted: drafts.
-        ttft_s: to the first token. tpot_s: for each further one, on average. total_s: all.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    sources: tuple[str, ...]
-    finish: str
-    mode: Mode
-    why: str
-    degraded: bool
-    reason: str
-    asks: int
-    cloud_tokens: int
-    proposed: int
-    accepted: int
-    bytes_up: int
-    bytes_down: int
-    energy_j: float
-    ttft_s: float
-    tpot_s: float
-    total_s: float
-    prompt_tokens: int
-
-
-class CloudHalf:
-    """The cloud's half of a language deployment; see `cloud.desk.LanguageHalf`."""
-
-    def __init__(self, digest: str, models: dict[Lane, CloudLanguageModel]) -> None:
-        self._digest, self._models = digest, models
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the bundle."""
-        return self._digest
-
-    @property
-    def models(self) -> dict[Lane, CloudLanguageModel]:
-        """What computes each lane."""
-        return self._models
-
-
-@dataclass(frozen=True)
-class LanguagePlan:
-    """What a language deployment is made of.
-
-    Attributes:
-        head, tail: of the model, at `cut`.
-        anatomy: of the whole.
-        cut: blocks that the device runs of it.
-        codec: name of the codec of hidden states that cross there; `ids` for none.
-        local: a complete small model of the same vocabulary for the device; None for none.
-        exits: trained exits; None before `fit`, or where there are none.
-        depths: blocks before each exit that is wanted.
-        stops: ids that end a text.
-    """
-
-    head: LanguageHead
-    tail: LanguageTail
-    anatomy: Anatomy
-    cut: int
-    codec: str
-    local: WholeModel | None
-    exits: TrainedExits | None
-    depths: tuple[int, ...]
-    stops: frozenset[int]
-
-    def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
-        """Lane of ids, and of hidden states."""
-        if self.codec == IDS:
-            return Lane(digest, "", IDS), None
-        return None, Lane(digest, f"blocks.{self.cut}", f"{self.codec}:{self.anatomy.hidden}")
-
-    def cloud(self, digest: str) -> CloudHalf:
-        """The cloud's half."""
-        ids, states = self.lanes(digest)
-        models = {}
-        if ids is not None:
-            models[ids] = CloudLanguageModel(self.head, self.tail, self.anatomy)
-        if states is not None:
-            codec = state_codec(self.codec, self.anatomy.hidden)
-            models[states] = CloudLanguageModel(None, self.tail, self.anatomy, codec)
-        return CloudHalf(digest, models)
-
-    def edge(self, digest: str) -> EdgeLanguage:
-        """The edge's half."""
-        ids, states = self.lanes(digest)
-        head = None
-        if self.exits is not None:
-            head = ExitModel(self.head, self.anatomy, self.exits)
-        return EdgeLanguage(
-            vocabulary=self.anatomy.vocabulary,
-            context=self.anatomy.context,
-            draft=None if self.local is None else self.local.fresh,
-            exits=None if head is None else head.fresh,
-            ids_lane=ids,
-            states_lane=states,
-            codec=None if states is None else state_codec(self.codec, self.anatomy.hidden),
-        )
 
 
 def deploy_language(
@@ -188,6 +75,8 @@ def deploy_language(
     keys: Path | str | None = None,
     power: str = "none",
     patience: Patience | None = None,
+    kv_fill: Fill = "exact",
+    black_box: BlackBoxSettings | None = None,
 ) -> LanguageDeployment:
     """Divide a causal language model between this device and a cloud.
 
@@ -199,17 +88,24 @@ def deploy_language(
             deepest exit, else half of them where hidden states are sent, else none.
         exits: blocks before each exit; trained by `fit`.
         codec: what crosses: `ids` (4 bytes a token; the cloud runs the whole model), or hidden states at
-            the cut as `fp32` (exact), `fp16`, `int8` or `int4`.
+            the cut as `fp32` (exact), `fp16`, `int8`, `int4`, or as `fit` learns to write them
+            (`bottleneck`, of as many bytes a token as int4 has; `bottleneck:bytes=24`).
         context: most tokens of prompt and answer; None for all that the model was made for.
         cloud: None computes the cloud's half in this process; `tcp://host:port` is a server.
         keys: key directory for a cloud on another machine.
         power: name of the profile that joules are modelled with.
         patience: when a cloud counts as silent.
+        kv_fill: keys and values of tokens that left at an exit, once a later token goes deeper: computed
+            (`exact`), or made from the state with which they left (`propagate`: cheaper, and wrong by what
+            docs/language-splitting.md measures). Hidden states that cross are of the same kind.
+        black_box: an OpenAI-compatible endpoint in place of our own cloud (`cloud_stream`, `assist`).
 
     Raises:
         PartitionError: the model can not be cut.
         ConfigError: arguments that do not go together.
     """
+    if kv_fill not in ("exact", "propagate"):
+        raise ConfigError(f"kv_fill is 'exact' or 'propagate', got {kv_fill!r}")
     depths = tuple(sorted(set(exits)))
     total = len(split_language_model(model, 0, context)[2].blocks)
     if cut is None:
@@ -218,7 +114,10 @@ def deploy_language(
         raise ConfigError(f"an exit behind block {depths[-1]} does not stand on the device, which runs {cut}")
     head, tail, anatomy = split_language_model(model, cut, context)
     if codec != IDS:
-        state_codec(codec, anatomy.hidden)
+        if is_bottleneck(codec):
+            bytes_wanted(codec, anatomy.hidden)
+        else:
+            state_codec(codec, anatomy.hidden)
         if not depths:
             depths = (max(1, cut),) if cut < total else ()
     small = None if local is None else WholeModel(local, None)
@@ -227,8 +126,36 @@ def deploy_language(
             f"the local model has a vocabulary of {small.vocabulary}, the cloud's {anatomy.vocabulary}: they "
             "must share a tokenizer"
         )
-    plan = LanguagePlan(head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy))
-    return LanguageDeployment(plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience)
+    plan = LanguagePlan(
+        head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy), kv_fill=kv_fill
+    )
+    return LanguageDeployment(
+        plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience, black_box=black_box
+    )
+
+
+def load_deployment(
+    directory: Path | str,
+    side: Side = "both",
+    *,
+    cloud: str | None = None,
+    keys: Path | str | None = None,
+    power: str = "none",
+    digest: str | None = None,
+    device: str = "cpu",
+    patience: Patience | None = None,
+    black_box: BlackBoxSettings | None = None,
+) -> LanguageDeployment:
+    """Load a language bundle, or one half of it; the arguments are those of `splitedge.load`.
+
+    Raises:
+        BundleError: a file is missing, changed or foreign; the message names it.
+    """
+    found = load_language(directory, side, digest=digest, device=device)
+    return LanguageDeployment(
+        found.plan, found.tokenizer, cloud=cloud, keys=keys, power=power, patience=patience,
+        black_box=black_box, side=side, digest=found.digest,
+    )  # fmt: skip
 
 
 def _stops(anatomy: Anatomy) -> frozenset[int]:
@@ -243,9 +170,12 @@ class LanguageDeployment:
     Args:
         plan: what it is made of.
         tokenizer: of the model.
-        cloud, keys, power, patience: see `deploy_language`.
+        cloud, keys, power, patience, black_box: see `deploy_language`.
+        side: which halves of the plan are here.
+        digest: of the bundle that it came from.
 
     Attributes:
+        codec_report: what `fit` measured of a bottleneck; None where there is none.
         evaluation: the last one, from which `auto` takes what it knows of the models; None before one.
     """
 
@@ -258,12 +188,18 @@ class LanguageDeployment:
         keys: Path | str | None = None,
         power: str = "none",
         patience: Patience | None = None,
+        black_box: BlackBoxSettings | None = None,
+        side: Side = "both",
+        digest: str | None = None,
     ) -> None:
         self.plan, self.tokenizer = plan, tokenizer
+        self._black_box, self._side, self._digest = black_box, side, digest
         self._cloud, self._keys = cloud, None if keys is None else Path(keys)
         self._power, self._patience = power_profile(power), patience
-        self._running: _Thread | None = None
+        self._running: Running | None = None
         self.link: Wire | None = None
+        self._codec = plan.codec  # that was asked for; `fit` may keep another
+        self.codec_report: CodecReport | None = None
         self.evaluation: LanguageEvaluation | None = None
         _open.add(self)
 
@@ -272,7 +208,7 @@ class LanguageDeployment:
     @property
     def modes(self) -> tuple[Mode, ...]:
         """Modes that it can write in."""
-        return self.plan.edge("0" * 64).modes
+        return self._edge("0" * 64).modes
 
     def __call__(self, prompt: str | Sequence[int], **how: Any) -> Text:
         """Write a text; see `generate`."""
@@ -289,6 +225,8 @@ class LanguageDeployment:
             Rejected: the prompt does not fit, or the mode can not be had.
             RequestError: it ended without being complete.
         """
+        if how.get("mode") == CASCADE and how.get("way") is None:
+            return cascade(self, prompt, how)
         stream = self.stream(prompt, **how)
         for _ in stream:
             pass
@@ -307,13 +245,16 @@ class LanguageDeployment:
         objective: Objective | None = None,
         way: Way | None = None,
         stops: frozenset[int] | None = None,
+        router: QueryRouter | None = None,
     ) -> Writing:
         """Begin a text; iterate over the result for pieces of it as they become final.
 
         Args:
             prompt: text, or ids.
             max_tokens: at most so many.
-            mode: how to write; `auto` predicts which is best from what was measured.
+            mode: how to write; `auto` predicts which is best from what was measured; `route` asks the query
+                router whether the device answers or the cloud. `generate` also takes `cascade`: the device
+                answers, and the cloud anew where a judge finds that this will not do.
             drafts: most drafts a round; None for what is predicted best, else 4.
             sampling: how tokens are drawn; greedy where not given.
             deadline_s: seconds for all of it.
@@ -321,37 +262,76 @@ class LanguageDeployment:
             objective: what `auto` makes small; total time where not given.
             way: all of the mode's numbers at once, in place of `mode`, `drafts` and `on_loss`.
             stops: ids that end the text; None for the model's own.
+            router: in place of the deployment's own; with `auto` it means `route`.
 
         Raises:
             Rejected, ConfigError: see `generate`.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        said = Said(prompt) if isinstance(prompt, str) else None
         runtime = self._started().runtime
         why = "asked for"
         if way is None:
-            if mode == AUTO:
-                choice = self.choose(len(ids), max_tokens, objective)
-                way, why = self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
+            if mode == ROUTE or (mode == AUTO and router is not None):
+                found = self.route(prompt, router)
+                why = found.why
+                way = self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss)
             else:
-                way = self._way(Mode(mode), drafts, on_loss)
+                way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
         wish = Wish(tuple(ids), max_tokens, self.plan.stops if stops is None else stops, deadline_s)
         pieces: queue.SimpleQueue[Emit | Finish | Fail] = queue.SimpleQueue()
         chosen = way
 
         async def begin() -> Stream:
-            stream = runtime.write(wish, chosen, sampling)
-            asyncio.ensure_future(_forward(stream, pieces))  # noqa: RUF006 - ends with the stream, which the runtime holds
+            stream = runtime.write(wish, chosen, sampling, said=said)
+            asyncio.ensure_future(forward(stream, pieces))  # noqa: RUF006 - ends with the stream, which the runtime holds
             return stream
 
         return Writing(self, self._started().call(begin()), pieces, way, why, len(ids))
+
+    def decide(
+        self,
+        prompt: int,
+        max_tokens: int,
+        mode: Mode | str = AUTO,
+        drafts: int | None = None,
+        on_loss: OnLoss = "wait",
+        objective: Objective | None = None,
+    ) -> tuple[Way, str]:
+        """How a text of so many tokens would be written now, and why; the arguments are those of `stream`.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        if mode != AUTO:
+            return self._way(Mode(mode), drafts, on_loss), "asked for"
+        choice = self.choose(prompt, max_tokens, objective)
+        return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
 
     def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss) -> Way:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = self.plan.aids.gate
+            thresholds = {-1: 0.5 if gate is None else gate.threshold}
         keeps = self.plan.codec == IDS
         return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
+
+    def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
+        """Where the query router sends a prompt, and why; nothing is sent. See `per_query.routed`."""
+        chosen = router if router is not None else self.plan.aids.router
+        return routed(chosen, self.plan.local, self.tokenizer, prompt)
+
+    @property
+    def up(self) -> bool:
+        """Whether the cloud is in reach."""
+        return self._started().runtime.up
+
+    def attach(self, aids: Aids) -> None:
+        """Give it trained aids: those that are not None take the place of what it has."""
+        given = {name: aid for name, aid in vars(aids).items() if aid is not None}
+        self.close()
+        self.plan = replace(self.plan, aids=replace(self.plan.aids, **given))
 
     def costs(self) -> Costs:
         """What was measured of link, device and cloud so far; assumed values where nothing was."""
@@ -364,7 +344,14 @@ class LanguageDeployment:
             runtime.acceptance,
         )
         link = None if remote is None else remote.estimator
-        return costs_of(known, self._power, link, runtime.now, self.evaluation)
+        costs = costs_of(known, self._power, link, runtime.now, self.evaluation)
+        gate = self.plan.aids.gate
+        report = None if gate is None else gate.report
+        if report is None or self.evaluation is not None:
+            return costs
+        calls = costs.calls if self.plan.exits is not None else report.calls
+        lost = ((Mode.ASSIST, report.disagreement),)
+        return replace(costs, survival=report.survival, disagreement=lost, calls=calls)
 
     def choose(self, prompt: int, tokens: int, objective: Objective | None = None) -> Choice:
         """What `auto` would do now for a prompt and an answer of so many tokens, and why."""
@@ -377,23 +364,58 @@ class LanguageDeployment:
         self,
         *,
         risk: float = 0.05,
+        signal: Signal = "probability",
         schedule: ExitSchedule | None = None,
         texts: torch.Tensor | None = None,
-    ) -> TrainedExits:
-        """Train and calibrate the exits; see `splitedge.llm.exits.train_exits`.
+        gate: GateSchedule | None = None,
+    ) -> TrainedExits | None:
+        """Train and calibrate the exits and the codec where it is a bottleneck, and the token gate
+        (`splitedge.llm.gate_fit.fit_gate`) where there is a local model.
+
+        Args:
+            risk, signal, schedule, texts: see `splitedge.llm.exits.train_exits`. Texts are what a
+                bottleneck and the gate learn from too.
+            gate: how the gate is trained.
+
+        A bottleneck is kept where it beats plain integers of as many bytes on text it did not learn from;
+        else the codec becomes `int4`. `codec_report` tells what was measured and which it is.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there is neither, or too little text.
         """
         plan = self.plan
-        if not plan.depths:
+        if not plan.depths and plan.local is None:
             raise ConfigError("there is no exit to train; name some: deploy(..., exits=[2, 4])")
-        found = train_exits(
-            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, schedule=schedule, texts=texts
-        )
+        aids = plan.aids
+        if plan.local is not None:
+            trained = fit_gate(plan.local, plan.head, plan.tail, plan.anatomy, schedule=gate, texts=texts)
+            aids = replace(aids, gate=trained)
+        found = plan.exits
+        if plan.depths:
+            found = train_exits(
+                plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, signal=signal, schedule=schedule,
+                texts=texts,
+            )  # fmt: skip
+        plan = replace(plan, exits=found, aids=aids)
+        if is_bottleneck(self._codec):
+            plan, self.codec_report = self._bottleneck(plan, schedule, texts)
         self.close()
-        self.plan, self.evaluation = replace(plan, exits=found), None
+        self.plan, self.evaluation = plan, None
+        self._digest = None  # no bundle holds these exits yet
         return found
+
+    def _bottleneck(
+        self, plan: LanguagePlan, schedule: ExitSchedule | None, texts: torch.Tensor | None
+    ) -> tuple[LanguagePlan, CodecReport]:
+        how = BottleneckSchedule()
+        if schedule is not None:
+            how = replace(how, texts=schedule.texts, length=schedule.length, seed=schedule.seed)
+            how = replace(how, first=schedule.first, progress=schedule.progress)
+        width = bytes_wanted(self._codec, plan.anatomy.hidden)
+        codec, report = train_bottleneck(plan.head, plan.tail, plan.anatomy, width, schedule=how, texts=texts)
+        if report.kept:
+            return replace(plan, codec=self._codec, bottleneck=codec), report
+        return replace(plan, codec="int4", bottleneck=None), report
 
     def evaluate(
         self,
@@ -460,18 +482,108 @@ class LanguageDeployment:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _started(self) -> _Thread:
+    # Bundles --------------------------------------------------------------------------------------
+
+    def save(self, directory: Path | str) -> str:
+        """Write a bundle that `splitedge.load`, `splitedge serve` and `splitedge edge` take; its digest.
+
+        Raises:
+            BundleError: a part can not be saved, or the directory holds something else.
+            ConfigError: only one half is loaded here.
+        """
+        if self._side != "both":
+            raise ConfigError(f"this is the {self._side}'s half of a bundle; save needs both")
+        self._digest = save_language(self.plan, self.tokenizer, directory)
+        return self._digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bundle that it was loaded from or saved as; empty for none."""
+        return self._digest or ""
+
+    @property
+    def power(self) -> PowerModel:
+        """That joules are modelled with."""
+        return self._power
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Ids that end a text."""
+        return self.plan.stops
+
+    @property
+    def cloud_half(self) -> CloudHalf:
+        """The cloud's half, as a server takes it.
+
+        Raises:
+            ConfigError: only the edge's half is loaded, or it was never saved.
+        """
+        if self._side == "edge":
+            raise ConfigError("this is the edge's half of a bundle; load the cloud's with side='cloud'")
+        return self.plan.cloud(self._named())
+
+    def _named(self) -> str:
+        if self._digest is None:
+            raise ConfigError(
+                "a server knows a deployment by its bundle: save() it here, then serve and load that bundle"
+            )
+        return self._digest
+
+    # Running --------------------------------------------------------------------------------------
+
+    def _edge(self, digest: str) -> EdgeLanguage:
+        """The edge's half, without the ways to a cloud where there is none."""
+        found = self.plan.edge(digest)
+        if self._black_box is not None:
+            return replace(
+                found, ids_lane=Lane(digest, "", "text"), states_lane=None, codec=None, text_only=True
+            )
+        if self._cloud is None and self._side == "edge":
+            return replace(found, ids_lane=None, states_lane=None, codec=None)
+        return found
+
+    def runtime(self, link: Wire | None, settings: EdgeSettings | None = None) -> LanguageRuntime:
+        """A runtime of the edge's half for the caller's own event loop, not yet started. From then on
+        `decide` and `choose` speak of that one; `generate` and `stream` can not be used with it.
+
+        Args:
+            link: to the cloud, not yet started; None for none, or where a black box is configured.
+            settings: caps of the link.
+
+        Raises:
+            ConfigError: this is the cloud's half, or texts are already written in a thread of its own.
+        """
+        if self._running is not None:
+            raise ConfigError("this deployment runs already; close() it first")
+        made = self._runtime(link, self._digest or secrets.token_hex(32), settings)
+        self._running = Here(made)
+        return made
+
+    def _runtime(
+        self, link: Wire | None, digest: str, settings: EdgeSettings | None = None
+    ) -> LanguageRuntime:
+        if self._side == "cloud":
+            raise ConfigError("this is the cloud's half of a bundle; texts are written by the edge's")
+        remote, patience = None, self._patience
+        if self._black_box is not None:
+            patience = patience or black_box_patience(self._black_box.idle_s)
+            remote = partial(BlackBoxRemote, BlackBox(self._black_box), self.tokenizer)
+        return LanguageRuntime(self._edge(digest), link, settings=settings, patience=patience, remote=remote)
+
+    def _started(self) -> Running:
         if self._running is None:
-            digest = secrets.token_hex(32)
-            if self._cloud is None:
-                self.link = Loopback(None, language=self.plan.cloud(digest))
-            else:
+            digest = self._digest or secrets.token_hex(32)
+            if self._black_box is not None:
+                self.link = None
+            elif self._cloud is not None:
+                digest = self._named()
                 settings = EdgeSettings(cloud=self._cloud)
                 keys = None if self._keys is None else load_keys(self._keys)
                 server = None if self._keys is None else trusted_key(self._keys)
                 self.link = ZmqLink(self._cloud, keys, server, settings)
-            runtime = LanguageRuntime(self.plan.edge(digest), self.link, patience=self._patience)
-            self._running = _Thread(runtime)
+            elif self._side == "both":
+                self.link = Loopback(None, language=self.plan.cloud(digest))
+            self._running = Looped(self._runtime(self.link, digest))
         return self._running
 
 
@@ -549,54 +661,6 @@ class Writing:
         )
 
 
-async def _forward(stream: Stream, pieces: queue.SimpleQueue[Emit | Finish | Fail]) -> None:
-    """Hand a stream's items to a thread that waits for them."""
-    while True:
-        item = await stream.queue.get()
-        pieces.put(item)
-        if not isinstance(item, Emit):
-            return
-
-
-class _Thread:
-    """An event loop on a thread of its own, with a runtime on it."""
-
-    def __init__(self, runtime: LanguageRuntime) -> None:
-        self.runtime = runtime
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="splitedge-language-loop", daemon=True)
-        self._thread.start()
-        self.call(runtime.start())
-        if runtime.remote is not None:
-            with contextlib.suppress(Exception):  # texts get by without the cloud, and say why
-                self.call(runtime.connected(2.0))
-
-    def call(self, job: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for it."""
-        if threading.current_thread() is self._thread:
-            job.close()
-            raise Rejected("called from its own event loop, which would wait for itself")
-        return asyncio.run_coroutine_threadsafe(job, self._loop).result()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-    def close(self, link: Wire | None) -> None:
-        """Stop the runtime, its link and the thread."""
-
-        async def shut() -> None:
-            await self.runtime.close()
-            if isinstance(link, Loopback):
-                await link.wait_closed()
-
-        self.call(shut())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5.0)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-
 @atexit.register
 def _close_all() -> None:
     for deployment in list(_open):
@@ -604,4 +668,13 @@ def _close_all() -> None:
             deployment.close()
 
 
-__all__ = ["IDS", "CloudHalf", "LanguageDeployment", "LanguagePlan", "Text", "TokenModel", "deploy_language"]
+__all__ = [
+    "IDS",
+    "CloudHalf",
+    "LanguageDeployment",
+    "LanguagePlan",
+    "Text",
+    "TokenModel",
+    "Tokenizer",
+    "deploy_language",
+]

@@ -16,6 +16,7 @@ from splitedge.errors import (
     CloudFailed,
     CloudUnavailable,
     DeadlineExceeded,
+    LinkError,
     RequestCancelled,
     RequestError,
 )
@@ -25,6 +26,7 @@ from splitedge.llm.happenings import (
     Compute,
     Denied,
     Emit,
+    Enough,
     Event,
     Fail,
     Finish,
@@ -154,6 +156,7 @@ class Generation:
             Link: self._link,
             Tick: lambda now, event: None,
             Cancelled: lambda now, event: self._fail(now, RequestCancelled("the caller went away")),
+            Enough: lambda now, event: self._finish(now, "stop"),
         }
 
     def begin(self, now: float) -> list[Action]:
@@ -268,9 +271,13 @@ class Generation:
 
     def _sent(self, now: float, event: Sent) -> None:
         self.tally.bytes_up += event.nbytes
+        if self._ask is not None:  # a long prompt is sent in pieces: silence counts from the last one
+            self._overdue = max(self._overdue, now + self._patience.overdue_s)
 
     def _told(self, now: float, event: Told) -> None:
         self.tally.bytes_down += event.nbytes
+        if event.ask == 0:
+            self._word_at = now  # a piece of a prompt arrived
         ask = self._ask
         if ask is None or event.ask != ask.ask:
             return  # a late word on what is settled
@@ -414,7 +421,7 @@ class Generation:
         self.tally.ended_s = now - self._began
         self._actions.append(Finish(reason))
 
-    def _fail(self, now: float, error: RequestError) -> None:
+    def _fail(self, now: float, error: RequestError | LinkError) -> None:
         self.done = True
         self.tally.ended_s = now - self._began
         self.tally.degraded, self.tally.reason = True, str(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from splitedge.errors import RequestError
+from splitedge.errors import LinkError, RequestError
 
 # Events ---------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class Denied:
 
     ask: int
     retry_after_s: float = 0.0
-    error: RequestError | None = None
+    error: RequestError | LinkError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,12 @@ class Cancelled:
     """The caller went away."""
 
 
-Event = Proposed | Told | Needed | Denied | Sent | Link | Tick | Cancelled
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """The text ends here: the caller's stop string came, or the cloud says that it is complete."""
+
+
+Event = Proposed | Told | Needed | Denied | Sent | Link | Tick | Cancelled | Enough
 
 # Actions --------------------------------------------------------------------------------------------
 
@@ -154,7 +159,7 @@ class Finish:
 class Fail:
     """The text can not be completed; what was emitted stays right."""
 
-    error: RequestError
+    error: RequestError | LinkError
 
 
 Action = Compute | Send | Emit | Finish | Fail
