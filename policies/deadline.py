@@ -1,4 +1,4 @@
-"""`deadline[:tolerance]`: the most accurate option that meets the deadline in 19 of 20 cases."""
+"""`deadline[:tolerance]`: the option that is most likely to answer right in time."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
-from splitedge.policies.latency import known_accuracy, within_reach
+from splitedge.policies.in_time import Prospects, Worth, price_of_device
+from splitedge.policies.latency import known_accuracy
 from splitedge.policies.scout import check_scout, scout
-from splitedge.policy import Decision, Observation, Policy, joules, latency_q95, where
+from splitedge.policy import Decision, Observation, Policy, latency_mean, where
 from splitedge.policy_argument import read_argument
 
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
+#: An option with a smaller chance than this is not predicted to answer in time.
+_LIKELY = 0.5
+TOLERANCE = 0.005
 
 
 class Deadline(Policy):
-    """The most accurate option whose predicted 95th percentile of latency meets the time left.
+    """The option that answers most requests right and in time, in expectation.
 
-    The prediction takes the 95th percentile of bytes, RTT and queue over the 10th of goodput: policies
-    that budget on means miss 30 to 80% of their deadlines on recorded cellular channels. Options within
-    `tolerance` of the best accuracy are equals: the one of least joules wins, then the fastest. After an
-    exit its calibrated confidence is its accuracy, so an exit that is sure enough stops the request there.
-    If nothing fits, the option of the least 95th percentile is most likely to make it (a local one, of
-    equals).
+    What an option is worth: its chance to be in time times its accuracy, plus the chance to be late times the
+    accuracy of what the device can still answer then, as the engine makes it (`Prospects`). So a likely miss
+    is risked where the device can answer in its place, and is not where it can not. The chance is computed
+    from the distribution of the latency, not from its mean: policies that budget on means miss 30 to 80% of
+    their deadlines on recorded cellular channels. After an exit its calibrated confidence is its accuracy, so
+    an exit that is sure enough stops the request there.
+
+    Compute on the device has a price: whatever keeps it busy delays the requests behind. Options within
+    `tolerance` of the most worth are equals: the one of least expected joules wins, then the fastest. If
+    nothing is likely to be in time, the fastest.
 
     Where nothing was sent for `scout_s` seconds, the device can answer in time, and a more accurate remote
     option could make it on a good link, that request is sent as a scout (`scout`). While the battery is low
@@ -43,7 +51,7 @@ class Deadline(Policy):
 
     def __init__(
         self,
-        tolerance: float = 0.01,
+        tolerance: float = TOLERANCE,
         scout_s: float = 1.0,
         low: float = LOW,
         low_tolerance: float = LOW_TOLERANCE,
@@ -66,29 +74,24 @@ class Deadline(Policy):
         return cls(**read_argument(cls, argument, main="tolerance"))
 
     def decide(self, obs: Observation) -> Decision:
-        """The most accurate option that fits; of equals, the cheapest."""
-        seconds: list[Any] = []
-        rights: list[Any] = []
-        values: list[Any] = []  # accuracy where the option fits, else -1
-        top: Any = -1.0
-        for option in obs.options:
-            late = latency_q95(option, obs)
-            if option.remote:
-                late = where(within_reach(obs, True), late, math.inf)
-            right = known_accuracy(option, obs)
-            value = where(late <= obs.deadline_s, right, -1.0)
-            value = where(late < math.inf, value, -1.0)  # without a deadline too
-            seconds.append(late)
-            rights.append(right)
+        """The option worth most; of equals, the cheapest."""
+        prospects = Prospects(obs)
+        price = price_of_device(obs)
+        found = prospects.worth
+        values: list[Any] = []
+        top: Any = -math.inf
+        fits: Any = False
+        for one in found:
+            value = one.right - price * one.busy_s
             values.append(value)
             top = where(value > top, value, top)
-        fits = top >= 0.0
+            fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        if fits is True:  # one device, and something fits: the usual case
-            best = _cheapest(obs, seconds, values, top - tolerance)
-        else:
-            best = where(fits, _cheapest(obs, seconds, values, top - tolerance), _fastest(obs, seconds))
-        due = where(self.battery.is_critical(obs.battery), False, fits)
+        best = _cheapest(found, values, top - tolerance)
+        if fits is not True:  # for one device something fits, as a rule
+            best = where(fits, best, _fastest(obs, found))
+        rights = [known_accuracy(option, obs) for option in obs.options]
+        due = where(self.battery.is_critical(obs.battery), False, prospects.device_answers)
         sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)
         why = where(sent >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
         return Decision(where(sent >= 0, sent, best), why)
@@ -96,54 +99,58 @@ class Deadline(Policy):
     def explain(self, obs: Observation, decision: Decision) -> str:
         """One sentence."""
         option = obs.options[decision.option]
-        late = f"{1e3 * latency_q95(option, obs):.1f} ms at the 95th percentile"
+        chance = Prospects(obs).worth[decision.option].chance
+        late = f"{1e3 * latency_mean(option, obs):.1f} ms on average, in time in {chance:.1%}"
         left = "without a deadline"
         if obs.deadline_s < math.inf:
             left = f"with {1e3 * obs.deadline_s:.1f} ms left"
         link = "the cloud is out of reach"
         if obs.link_up:
-            link = f"uplink {obs.goodput.low / 1e6:.2f} Mbit/s at the 10th percentile, "
-            link += f"RTT {1e3 * obs.rtt.high:.0f} ms at the 95th"
+            link = (
+                f"uplink {obs.goodput.mean / 1e6:.2f} Mbit/s, 10th percentile {obs.goodput.low / 1e6:.2f}; "
+            )
+            link += f"RTT {1e3 * obs.rtt.mean:.0f} ms, 95th percentile {1e3 * obs.rtt.high:.0f}"
         if decision.why == _SCOUTS:
             return (
                 f"nothing was sent for {obs.unsent_s:.1f} s: {option.name} scouts the link {left}, "
                 f"predicted to take {late} ({link}); the device answers if the cloud does not"
             )
         if decision.why == _NONE_FITS:
-            return f"nothing is predicted to answer {left}; {option.name} is nearest, {late} ({link})"
+            return f"nothing is likely to answer {left}; {option.name} is nearest, {late} ({link})"
         right = f"right in {known_accuracy(option, obs):.1%}"
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        best = "the most accurate that fits" if not tolerance else "the cheapest of the most accurate"
+        worth = f"is worth most {left}" + (", or as much for fewer joules" if tolerance else "")
         why = self.battery.reason(self.tolerance, obs.battery)
-        return f"{option.name} is {best} {left}: {right}, {late} ({link}){why}"
+        return f"{option.name} {worth}: {right}, {late} ({link}){why}"
 
 
-def _fastest(obs: Observation, seconds: list[Any]) -> Any:
+def _fastest(obs: Observation, found: list[Worth]) -> Any:
+    """The option of the least mean latency in reach; of equals, a local one."""
     best: Any = -1
     best_s: Any = math.inf
     for local_first in (False, True):
         for i, option in enumerate(obs.options):
             if option.remote is local_first:
-                better = (seconds[i] < best_s) | (best < 0)
+                mean = where(found[i].right >= 0.0, found[i].mean_s, math.inf)
+                better = (mean < best_s) | (best < 0)
                 best = where(better, i, best)
-                best_s = where(better, seconds[i], best_s)
+                best_s = where(better, mean, best_s)
     return best
 
 
-def _cheapest(obs: Observation, seconds: list[Any], values: list[Any], floor: Any) -> Any:
+def _cheapest(found: list[Worth], values: list[Any], floor: Any) -> Any:
     """The option of least joules among those whose value is at least `floor`; of equals, the fastest."""
-    floor = where(floor > 0.0, floor, 0.0)
     best: Any = 0
     best_j: Any = math.inf
     best_s: Any = math.inf
-    for i, option in enumerate(obs.options):
+    for i, one in enumerate(found):
         good = values[i] >= floor
         if good is False:
             continue
-        cost = where(good, joules(option, obs), math.inf)
-        late = where(good, seconds[i], math.inf)
-        better = (cost < best_j) | ((cost == best_j) & (late < best_s))
+        cost = where(good, one.joules, math.inf)
+        mean = where(good, one.mean_s, math.inf)
+        better = (cost < best_j) | ((cost == best_j) & (mean < best_s))
         best = where(better, i, best)
         best_j = where(better, cost, best_j)
-        best_s = where(better, late, best_s)
+        best_s = where(better, mean, best_s)
     return best

@@ -14,6 +14,7 @@ from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
 from splitedge.policies.chance import Link, link_of
 from splitedge.policies.forecast import clip, make_forecast
+from splitedge.policies.in_time import price_of_device
 from splitedge.policies.plan_ahead import Ahead, Worth, most, some, unbeaten, weigh
 from splitedge.policies.scout import check_scout
 from splitedge.policy import (
@@ -208,8 +209,9 @@ class Mpc(Policy):
 
     def _totals(self, obs: Observation, link: Link, worth: list[Worth], tolerance: Any) -> list[Any]:
         """What each option's plan is worth; -1 out of reach."""
+        price = price_of_device(obs)  # of what is left to do behind the horizon
         if self.horizon == 1:
-            return [one.value for one in worth]
+            return [one.value - price * one.edge_s for one in worth]
         if obs.options is not self._options:
             self._options, self._candidates = obs.options, unbeaten(obs.options)
         gap, deadline = self._gap, self._deadline
@@ -221,7 +223,8 @@ class Mpc(Policy):
             near = (one.value >= 0.0) & (one.value + ahead.most >= best - tolerance)
             if not some(near):
                 continue  # whatever follows, another plan is better
-            total = where(near, one.value + ahead.value(one.edge_s, one.up_s), -1.0)
+            total = one.value - price * one.edge_s + ahead.value(one.edge_s, one.up_s)
+            total = where(near, total, -1.0)
             totals[i] = total
             best = where(total > best, total, best)
         return totals

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from splitedge.policies.chance import Link, arrives, done
-from splitedge.policies.latency import known_accuracy
+from splitedge.policies.in_time import accuracy_here
 from splitedge.policy import Observation, Option, Route, joules, where
 
 #: Weights of the 5th, 50th and 95th percentile in place of a distribution (Pearson and Tukey, Biometrika
@@ -60,7 +60,7 @@ def weigh(obs: Observation, link: Link) -> list[Worth]:
     """What each option is worth now, with the device's answer behind it counted."""
     depth = max((o.edge_s for o in obs.options if obs.exit >= 0 and o.exit == obs.exit), default=-1.0)
     left = [left_of(option, obs, depth) for option in obs.options]
-    right = [known_accuracy(option, obs) for option in obs.options]
+    right = [accuracy_here(option, obs) for option in obs.options]
     wait, deadline = obs.edge_wait_s, obs.deadline_s
     reach = obs.link_up if any(not option.remote for option in obs.options) else True
     busy_s = link.backlog / link.rate

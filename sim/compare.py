@@ -74,6 +74,8 @@ class Row:
         joules_per_request: modelled.
         routes: how many requests each route answered; `error` counts typed errors.
         lost: requests that ended in neither an answer nor a typed error.
+        replay_at_s, link_at_s: when the replay of the channel began and the edge was connected, by the
+            monotonic clock, as the `t_s` of its records.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Row:
     routes: dict[str, int] = field(default_factory=dict)
     requests: int = 0
     lost: int = 0
+    replay_at_s: float = math.nan
+    link_at_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,9 @@ async def compare(
             to = f"tcp://127.0.0.1:{cloud_port}"
             async with Pacer(f"tcp://127.0.0.1:{edge.pacer_port}", to, up, down) as pacer:
                 await _link_up(session, edge)
+                link_at_s = time.monotonic()
                 row = await _run(session, strategy, edge, pacer, stream, progress)
+                row.replay_at_s, row.link_at_s = pacer.started_s, link_at_s
             _charge(row, edge.records)
             rows.append(row)
         return rows

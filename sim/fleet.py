@@ -167,7 +167,7 @@ def _prepare(
     if not isinstance(scenario.work.arrivals, str):
         recorded = read_arrivals(scenario.work.arrivals)
     table = table_of(options, evaluation)
-    rules = rules_of(scenario, power, table, up)
+    rules = rules_of(scenario, power, table, up, options)
     fleet = Fleet(ready, options, power, evaluation.features)
     if fleet.keeps and scenario.work.arrivals == "poisson" and scenario.device.count > 1:
         raise SimulationError(

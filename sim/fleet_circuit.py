@@ -74,6 +74,9 @@ def next_ping(d: Any, rules: Any, now: float) -> None:
 def up(d: Any, rules: Any, now: float) -> bool:
     """The connection stands. True if requests may be sent."""
     d.connected = 1
+    d.welcome_at = d.connect_at = np.inf
+    d.up_since = d.heard_at = now
+    d.beat_at = now + rules.heartbeat_s
     d.pong_due = np.inf
     if d.circuit != CLOSED:
         d.circuit = OPEN
@@ -85,9 +88,10 @@ def up(d: Any, rules: Any, now: float) -> bool:
 
 @inner
 def down(d: Any, rules: Any, now: float) -> None:
-    """The connection is lost."""
+    """The connection is lost, or an attempt at one."""
     was = d.connected
     d.connected = 0
-    d.pong_due = d.pong_at = d.ping_at = np.inf
+    d.pong_due = d.pong_at = d.ping_at = d.beat_at = d.echo_at = d.welcome_at = np.inf
+    d.connect_at = now + rules.reconnect_s
     if was == 1:
         failure(d, rules, now)

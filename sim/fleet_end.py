@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from splitedge.paths import EQUAL
 from splitedge.policy import Route
 from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import silence
@@ -174,9 +175,19 @@ def drawn(w: World, s: int, option: int) -> float:
 
 
 @inner
+def _right_by(w: World, r: Any, option: int, held: bool) -> float:
+    """The calibrated confidence of an answer in hand, else the option's accuracy."""
+    if held:
+        sure = w.answers[option, r.row].confidence
+        if not np.isnan(sure):
+            return float(sure)
+    return float(w.table[option].accuracy)
+
+
+@inner
 def best_fallback(w: World, s: int, now: float) -> int:
-    """The most accurate option the device can answer by in time, leaving others the time for theirs;
-    the fastest where none fits, NONE where the device can not answer.
+    """The most accurate option the device can answer by in time, leaving others the time for theirs, of those
+    within `EQUAL` of it the fastest; the fastest where none fits, NONE where the device can not answer.
     """
     r = w.slot[s]
     d = w.device[r.owner]
@@ -195,21 +206,21 @@ def best_fallback(w: World, s: int, now: float) -> int:
         at = o.next
     left = min(own, left)
     table = w.table
-    best, best_accuracy, fastest, fastest_s = NONE, -1.0, NONE, np.inf
+    top, fastest, fastest_s = -1.0, NONE, np.inf
     for option in w.fallbacks:
-        accuracy = table[option].accuracy
-        if 0 <= table[option].depth <= r.reached:
-            sure = w.answers[option, r.row].confidence
-            if not np.isnan(sure):
-                accuracy = sure
-        else:
-            seconds = cost(w, s, option, True)
-            if seconds < fastest_s:
-                fastest, fastest_s = option, seconds
-            if seconds > left + _EPS:
-                continue
-        if accuracy > best_accuracy:
-            best, best_accuracy = option, accuracy
+        held = 0 <= table[option].depth <= r.reached
+        seconds = 0.0 if held else cost(w, s, option, True)
+        if not held and seconds < fastest_s:
+            fastest, fastest_s = option, seconds
+        if seconds <= left + _EPS or held:
+            top = max(top, _right_by(w, r, option, held))
+    best, least_s = NONE, np.inf
+    for option in w.fallbacks:
+        held = 0 <= table[option].depth <= r.reached
+        seconds = 0.0 if held else cost(w, s, option, True)
+        fits = seconds <= left + _EPS or held
+        if fits and seconds < least_s and _right_by(w, r, option, held) >= top - EQUAL:
+            best, least_s = option, seconds
     return int(best if best != NONE else fastest)
 
 

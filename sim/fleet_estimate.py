@@ -267,6 +267,23 @@ def observe_rtt(e: Estimators, device: int, now: float, rtt_s: float) -> None:
 
 
 @compiled
+def observe_exchange(
+    e: Estimators, device: int, now: float, up_bytes: float, down_bytes: float, seconds: float
+) -> None:
+    """A request and its reply took `seconds` on the link: what transmission leaves is a round trip."""
+    if seconds <= 0.0:
+        return
+    first = QUANTITIES * device
+    q = e.quantity[first + RTT]
+    bits_s = 8.0 * up_bytes / estimate(e, first + UP, now)[0]
+    bits_s += 8.0 * down_bytes / estimate(e, first + DOWN, now)[0]
+    share = bits_s / seconds
+    least = min(q.min_now, q.min_last)
+    if least < np.inf and share < 1.0:
+        _observe(e, q, e.window[first + RTT], now, max(seconds - bits_s, least), (1.0 - share) ** 2)
+
+
+@compiled
 def observe_queue(e: Estimators, device: int, now: float, seconds: float) -> None:
     """A request waited in the cloud."""
     at = QUANTITIES * device + QUEUE

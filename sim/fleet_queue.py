@@ -56,7 +56,9 @@ def _due(w: World, counter: int, horizon: float, state: int) -> Ints:
                 w.counts[BACK] += 1
             continue
         if s < 0:
-            at = w.device[-1 - s].ping_there
+            device = (-1 - s) % len(w.device)
+            d = w.device[device]
+            at = d.ping_there if -1 - s == device else d.beat_there
         elif state == LEAVING:
             at = r.ends_at
         else:
@@ -187,15 +189,17 @@ def _start(w: World, now: float) -> None:
 
 
 @inner
-def _pong(w: World, device: int) -> None:
-    """Answer a ping, unless it was lost with its connection."""
+def _pong(w: World, device: int, echo: bool) -> None:
+    """Answer a ping, or a heartbeat, unless it was lost with its connection."""
     d = w.device[device]
-    if d.pong_at == np.inf:
-        return
-    link = w.links[pair_of(w, device) + 1]
-    d.pong_at = carry(link, w.down, back_start_of(w, device), d.ping_there, w.rules[0].pong_bytes)
-    d.pong_at += w.rules[0].receive_s
-    w.wakes[device] = min(w.wakes[device], d.pong_at)
+    link, start = w.links[pair_of(w, device) + 1], back_start_of(w, device)
+    if echo and d.echo_at < np.inf:
+        d.echo_at = carry(link, w.down, start, d.beat_there, w.rules[0].echo_bytes)
+        w.wakes[device] = min(w.wakes[device], d.echo_at)
+    elif not echo and d.pong_at < np.inf:
+        d.pong_at = carry(link, w.down, start, d.ping_there, w.rules[0].pong_bytes)
+        d.pong_at += w.rules[0].receive_s
+        w.wakes[device] = min(w.wakes[device], d.pong_at)
 
 
 @compiled
@@ -218,7 +222,7 @@ def run_cloud(w: World, horizon: float) -> None:
             break
     for s in _due(w, BACK, horizon, LEAVING):
         if s < 0:
-            _pong(w, -1 - s)
+            _pong(w, (-1 - s) % len(w.device), -1 - s >= len(w.device))
         else:
             w.slot[s].pooled = 0
             come_back(w, s)

@@ -71,7 +71,10 @@ class Run:
         told = 0.0
         steps = self._together() if self._fleet.keeps else self._windows()
         for dues, horizon in steps:
-            self._step(dues)
+            self._step(dues, drain)
+            # In a shared cell what devices send must not get far out of the order of sending.
+            while self.world.rules[0].shared_cell and self.now + self.window_s < horizon:
+                self._horizon(self.now + self.window_s, drain)
             self._horizon(horizon, drain)
             if progress is not None and self._begun / self._total >= told + 0.01:
                 told = self._begun / self._total
@@ -88,7 +91,7 @@ class Run:
             dues = []
             while (device := np.flatnonzero(requests.next_s < horizon)).size:
                 dues.append(requests.take(device))
-            yield self._placed(dues), horizon
+            yield self._placed(dues), self._until_asked(horizon)
 
     def _together(self) -> Iterator[tuple[list[tuple[Due, Ints]], float]]:
         """The n-th requests of all devices at once."""
@@ -96,7 +99,12 @@ class Run:
         devices = np.arange(len(self.world.device))
         while not requests.finished:
             due = requests.take(devices)
-            yield self._placed([due]), min(float(requests.next_s.min()), float(due.t_s.max()) + self.window_s)
+            yield self._placed([due]), self._until_asked(float(due.t_s.max()))
+
+    def _until_asked(self, second: float) -> float:
+        """The second of the next request: up to there, all must be over before it is taken in."""
+        after = float(self._requests.next_s.min())
+        return max(second, after) if after < np.inf else second
 
     def _placed(self, dues: list[Due]) -> list[tuple[Due, Ints]]:
         times = np.concatenate([due.t_s for due in dues])
@@ -106,11 +114,12 @@ class Run:
         ends = np.cumsum([len(due.t_s) for due in dues])
         return list(zip(dues, np.split(place, ends[:-1]), strict=True))
 
-    def _step(self, dues: list[tuple[Due, Ints]]) -> None:
+    def _step(self, dues: list[tuple[Due, Ints]], drain: Drain) -> None:
         for due, place in dues:
             if self._lessons is not None:
                 self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules[0].deadline_s)
             self._ask(due, place)
+            self._drain(drain)
 
     def _ask(self, due: Due, place: Ints) -> None:
         """One request of each of these devices: all before it, its arrival, the first decision."""
@@ -131,7 +140,7 @@ class Run:
         while stand := approach(world, device, until, force, seen, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
-            row = world.slot["row"][slot]
+            row = self.world.slot["row"][slot]
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at

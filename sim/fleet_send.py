@@ -10,7 +10,14 @@ from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
 from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
 from splitedge.sim.fleet_end import end, fall_back, missed, radio, release, transfer
-from splitedge.sim.fleet_estimate import DOWN, UP, observe_queue, observe_rtt, observe_transfer
+from splitedge.sim.fleet_estimate import (
+    DOWN,
+    UP,
+    observe_exchange,
+    observe_queue,
+    observe_rtt,
+    observe_transfer,
+)
 from splitedge.sim.fleet_link import carry, drop_queue
 from splitedge.sim.fleet_world import (
     AIR,
@@ -88,6 +95,7 @@ def flush(w: World, device: int, now: float) -> None:
 def replied(w: World, s: int, now: float) -> None:
     """The reply is here: it answers the request if that has not ended, and teaches the estimator."""
     r = w.slot[s]
+    w.device[r.owner].heard_at = now
     if r.refused != NO_ERROR:
         _refused(w, s, now)
         return
@@ -107,6 +115,7 @@ def replied(w: World, s: int, now: float) -> None:
         r.bytes_down += down_bytes
         r.tail_j += radio(w, d, now)
         end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
+    observe_exchange(w.estimators, device, now, nbytes, down_bytes, up_s + down_s)
     observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
     observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
     observe_queue(w.estimators, device, now, queue_s)
@@ -169,25 +178,34 @@ def ping(w: World, device: int, now: float) -> None:
 
 @inner
 def link_event(w: World, device: int, now: float) -> None:
-    """Do what is due on a device's link at `now`: cut, pong, lost ping, probe, ping."""
+    """Do what is due on a device's link at `now`."""
     d = w.device[device]
     rules = w.rules[0]
-    if d.cut < len(w.cuts) and now >= w.cuts[d.cut]:
+    if d.cut < len(w.cuts) and now >= w.cuts[d.cut, 0]:
         d.cut += 1
-        if d.cut % 2 == 1:
-            lose(w, device, now)
-        elif up(d, rules, now):
-            flush(w, device, now)
+        pair, start = pair_of(w, device), start_of(w, device)
+        drop_queue(w.links[pair], w.up, start, now)
+        drop_queue(w.links[pair + 1], w.down, back_start_of(w, device), now)
+        lose(w, device, now)
     elif now >= d.pong_at:
         rtt = d.pong_at - d.ping_sent
         observe_clock(d, now, d.ping_there - d.ping_sent, now - d.ping_there)
         transfer(w, d, now, rules.pong_bytes, rules.j_per_bit_down)
         d.pong_at = np.inf
+        d.heard_at = now
         observe_rtt(w.estimators, device, now, rtt)
         if life(d, rules, now):
             flush(w, device, now)
-    elif d.connected == 0:
-        return
+    elif now >= d.echo_at:
+        d.heard_at = now
+        d.echo_at = np.inf
+    elif now >= d.welcome_at:
+        if up(d, rules, now):
+            flush(w, device, now)
+    elif now >= d.connect_at:
+        _connect(w, device, now)
+    elif now >= d.beat_at:
+        _beat(w, device, now)
     elif now >= d.pong_due:
         d.pong_due = np.inf
         failure(d, rules, now)
@@ -204,22 +222,65 @@ def link_event(w: World, device: int, now: float) -> None:
 @inner
 def link_wakes(w: World, d: Any) -> float:
     """Second of the next `link_event`."""
-    at = d.pong_at
+    at = min(min(d.pong_at, d.echo_at), min(d.welcome_at, d.connect_at))
     if d.connected == 1:
-        at = min(min(at, d.pong_due), min(d.probe_at, d.ping_at))
+        at = min(min(at, d.beat_at), min(min(d.pong_due, d.probe_at), d.ping_at))
     if d.cut < len(w.cuts):
-        at = min(at, w.cuts[d.cut])
+        at = min(at, w.cuts[d.cut, 0])
     return float(at)
 
 
 @inner
+def _beat(w: World, device: int, now: float) -> None:
+    """Heartbeats (`Connection._beat`), only those of a link that was silent for the time between two."""
+    d = w.device[device]
+    rules = w.rules[0]
+    every = rules.heartbeat_s
+    asked = d.up_since + every * (np.floor((d.heard_at - d.up_since) / every + 1e-9) + 1.0)
+    if now >= asked + 3.0 * every - 1e-9:
+        lose(w, device, now)
+        return
+    if now < asked + every - 1e-9:
+        d.beat_at = asked + every
+        return
+    d.beat_at = now + every
+    if d.echo_at < np.inf:
+        return  # an earlier one is under way and comes first
+    link = w.links[pair_of(w, device)]
+    d.beat_there = carry(link, w.up, start_of(w, device), now, rules.beat_bytes)
+    if d.beat_there < np.inf:
+        d.echo_at = _LONG
+        w.pools[BACK, w.counts[BACK]] = -1 - len(w.device) - device
+        w.counts[BACK] += 1
+
+
+@inner
+def _connect(w: World, device: int, now: float) -> None:
+    """Try to connect: greeting there and back, hello and welcome."""
+    d = w.device[device]
+    rules = w.rules[0]
+    d.connect_at = now + rules.reconnect_s
+    for i in range(len(w.cuts)):
+        if w.cuts[i, 0] <= now < w.cuts[i, 1]:
+            return
+    d.connect_at = now + rules.handshake_s
+    pair, start, back = pair_of(w, device), start_of(w, device), back_start_of(w, device)
+    at = carry(w.links[pair], w.up, start, now, rules.greeting_bytes)
+    if at < np.inf:
+        at = carry(w.links[pair + 1], w.down, back, at, rules.greeting_bytes)
+    if at < d.connect_at:
+        at = carry(w.links[pair], w.up, start, at, rules.hello_bytes)
+    if at < d.connect_at:
+        at = carry(w.links[pair + 1], w.down, back, at, rules.welcome_bytes)
+    if at < d.connect_at:
+        d.welcome_at = at
+
+
+@inner
 def lose(w: World, device: int, now: float) -> None:
-    """The link is cut: what was under way is lost, and waits for it to come back."""
+    """The connection is lost, and what was under way with it, which waits for the next."""
     d = w.device[device]
     down(d, w.rules[0], now)
-    pair, start = pair_of(w, device), start_of(w, device)
-    drop_queue(w.links[pair], w.up, start, now)
-    drop_queue(w.links[pair + 1], w.down, back_start_of(w, device), now)
     at = d.head
     while at != NONE:
         r = w.slot[at]

@@ -14,7 +14,7 @@ from splitedge.paths import Paths
 from splitedge.policy import Option, Route
 from splitedge.power import PowerModel
 from splitedge.sim import sizes
-from splitedge.sim.connection import RECONNECT_S
+from splitedge.sim.connection import HANDSHAKE_S, HEARTBEAT_S, RECONNECT_S
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import log_normal_sigma, on_head
 from splitedge.sim.fleet_end import ROUTES
@@ -37,6 +37,7 @@ from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import start_s
 
+_MESSAGES = 4  # pings and heartbeats of a device under way at once: two, and two that lost their connection
 _LEAST_S = 1e-3  # of the way back from the cloud, where a channel has no delay
 
 
@@ -109,7 +110,9 @@ def ways_of(scenario: Scenario, up: Trace, down: Trace) -> tuple[Way, Way]:
     return one, other
 
 
-def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> Any:
+def rules_of(
+    scenario: Scenario, power: PowerModel, table: Table, up: Trace, options: tuple[Option, ...]
+) -> Any:
     """Constants of a run.
 
     Raises:
@@ -133,6 +136,7 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> 
         )
     deadline_ms = scenario.work.deadline_ms
     rtt_s = float(rtt_of(scenario, up).min())
+    hello, welcome = sizes.hello(options)
     remote = table.table["cloud_median_s"][table.table["remote"]]
     quickest = 0.5 * float(remote.min()) if remote.size else 0.0
     rules = {
@@ -155,6 +159,14 @@ def rules_of(scenario: Scenario, power: PowerModel, table: Table, up: Trace) -> 
         "retry_base_s": engine.retry_base_s,
         "retry_max_s": engine.retry_max_s,
         "retry_jitter": engine.retry_jitter,
+        "heartbeat_s": HEARTBEAT_S,
+        "reconnect_s": RECONNECT_S,
+        "handshake_s": HANDSHAKE_S,
+        "beat_bytes": sizes.BEAT,
+        "echo_bytes": sizes.BEAT_BACK,
+        "greeting_bytes": sizes.GREETING,
+        "hello_bytes": hello,
+        "welcome_bytes": welcome,
         "ping_bytes": sizes.PING,
         "pong_bytes": sizes.PONG,
         "cancel_bytes": sizes.CANCEL,
@@ -195,18 +207,6 @@ def rtt_of(scenario: Scenario, up: Trace) -> Floats:
     return up.rtt.value if up.rtt is not None else np.zeros(1)
 
 
-def _cuts(scenario: Scenario, rtt_s: float) -> Floats:
-    """When the connection is lost and back: attempts at fixed intervals, then greeting and hello."""
-    edges: list[float] = []
-    for begin, end in sorted(scenario.channel.cuts):
-        if edges and begin <= edges[-1]:
-            begin = edges[-2]
-            del edges[-2:]
-        tries = max(1, math.ceil((end - begin) / RECONNECT_S))
-        edges += [begin, begin + tries * RECONNECT_S + 2.0 * rtt_s]
-    return np.array(edges, np.float64)
-
-
 def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trace) -> World:
     """All devices at second 0, connected, nothing asked yet."""
     count = scenario.device.count
@@ -216,8 +216,9 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     device["head"] = device["tail"] = NONE
     device["stands"] = NONE
     device["connected"] = 1
+    device["beat_at"] = HEARTBEAT_S
     device["backoff"] = rules[0].probe_base_s
-    for name in ("probe_at", "pong_due", "pong_at"):
+    for name in ("probe_at", "pong_due", "pong_at", "echo_at", "connect_at", "welcome_at"):
         device[name] = np.inf
     for name in ("last_life", "missed_at", "radio_at", "awake_at", "uplink_at", "offset_at"):
         device[name] = -np.inf
@@ -234,8 +235,8 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         device=device.view(np.recarray),
         wakes=np.full(count, -np.inf),
         slot=np.zeros(slots, SLOT).view(np.recarray),
-        ended=np.zeros(slots, ENDED).view(np.recarray),
-        pools=np.zeros((6, slots + count), np.int64),
+        ended=np.zeros(2 * slots, ENDED).view(np.recarray),
+        pools=np.zeros((6, slots + _MESSAGES * count), np.int64),
         counts=np.zeros(6, np.int64),
         clock=np.array([0.0, cloud_s, np.inf, 0.0]),
         links=links.view(np.recarray),
@@ -247,7 +248,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         exits=table.exits,
         fallbacks=table.fallbacks,
         answers=table.answers,
-        cuts=_cuts(scenario, float(rtt_of(scenario, up).mean())),
+        cuts=np.array(sorted(scenario.channel.cuts), np.float64).reshape(-1, 2),
         rules=rules,
     )
     world.pools[FREE, :slots] = np.arange(slots)[::-1]
@@ -262,8 +263,8 @@ def with_room(world: World, requests: int) -> World:
         return world
     more = max(slots, requests)
 
-    def longer(array: Any) -> Any:
-        grown = np.zeros((*array.shape[:-1], array.shape[-1] + more), array.dtype)
+    def longer(array: Any, by: int = more) -> Any:
+        grown = np.zeros((*array.shape[:-1], array.shape[-1] + by), array.dtype)
         grown[..., : array.shape[-1]] = array
         return grown
 
@@ -271,5 +272,7 @@ def with_room(world: World, requests: int) -> World:
     pools[FREE, world.counts[FREE] : world.counts[FREE] + more] = np.arange(slots, slots + more)
     world.counts[FREE] += more
     return world._replace(
-        slot=longer(world.slot).view(np.recarray), ended=longer(world.ended).view(np.recarray), pools=pools
+        slot=longer(world.slot).view(np.recarray),
+        ended=longer(world.ended, 2 * more).view(np.recarray),
+        pools=pools,
     )

@@ -5,8 +5,10 @@ Only the next few hundred of each device are held, however many there are.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+import contextlib
+import gc
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,10 +61,11 @@ class Requests:
         dtype = np.uint16 if there_are <= 1 << 16 else np.uint32
         self._there_are = there_are
         self._deck = np.zeros((count, min(there_are, self.each)), dtype)
-        self._streams: list[tuple[Any, ...]] = [
-            tuple(stream(scenario.seed, i, purpose) for purpose in (ROWS, EDGE, CLOUD)) for i in range(count)
-        ]
-        self._arrivals = [stream(scenario.seed, i, ARRIVALS) for i in range(count if self._poisson else 0)]
+        with _uncollected():
+            self._streams = [
+                [stream(self._seed, i, purpose) for purpose in (ROWS, EDGE, CLOUD)] for i in range(count)
+            ]
+            self._arrivals = [stream(self._seed, i, ARRIVALS) for i in range(count if self._poisson else 0)]
         self._last = np.full(count, work.start_s)
         self._refill(np.arange(count))
         self.next_s = self._time(np.arange(count))
@@ -120,6 +123,13 @@ class Requests:
                 self._deck[i] = rows.permutation(self._there_are)[: self._deck.shape[1]]
 
 
-def is_recorded(scenario: Scenario) -> bool:
-    """Whether arrivals come from a file."""
-    return isinstance(scenario.work.arrivals, Path)
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection while many objects are made that stay: it would look at all of them often."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -49,7 +49,14 @@ DEVICE = np.dtype(
         ("tail", "i8"),
         ("active", "i8"),  # of them, not ended
         ("pending_s", "f8"),  # compute seconds reserved for fall-backs
-        ("cut", "i8"),  # next edge of the cuts
+        ("cut", "i8"),  # next of the cuts
+        ("up_since", "f8"),
+        ("heard_at", "f8"),  # something came from the cloud
+        ("beat_at", "f8"),  # next look at the heartbeats
+        ("beat_there", "f8"),  # when the last beat is in the cloud
+        ("echo_at", "f8"),  # and its echo back
+        ("connect_at", "f8"),  # next attempt to connect
+        ("welcome_at", "f8"),
         ("connected", "i8"),
         ("circuit", "i8"),
         ("failures", "i8"),
@@ -208,6 +215,14 @@ RULES = np.dtype(
         ("retry_base_s", "f8"),
         ("retry_max_s", "f8"),
         ("retry_jitter", "f8"),
+        ("heartbeat_s", "f8"),
+        ("reconnect_s", "f8"),
+        ("handshake_s", "f8"),
+        ("beat_bytes", "f8"),
+        ("echo_bytes", "f8"),
+        ("greeting_bytes", "f8"),
+        ("hello_bytes", "f8"),
+        ("welcome_bytes", "f8"),
         ("ping_bytes", "f8"),
         ("pong_bytes", "f8"),
         ("cancel_bytes", "f8"),
@@ -244,10 +259,12 @@ class World(NamedTuple):
     """Everything the loops read and write.
 
     Attributes:
-        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, as many as slots.
+        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, twice as many as slots,
+            for a slot may be used again before what ended in it is taken.
         wakes: second before which nothing happens on a device, shape (devices,).
         pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
-            it (-1 - device for an answer to a ping), shape (6, slots + devices).
+            it (-1 - device for an answer to a ping, -1 - devices - device for a heartbeat's echo), shape
+            (6, slots + 4 * devices).
         counts: how many are in each pool, and how many have ended.
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
@@ -257,7 +274,7 @@ class World(NamedTuple):
         table: record array of OPTION; `exits` the options that are exits, by depth; `fallbacks` those that
             need no cloud, the most accurate first.
         answers: record array of ANSWER, (options, rows).
-        cuts: seconds at which the link is lost and back, in turn.
+        cuts: (begin, end) seconds in which there is no link, shape (n, 2), by their beginning.
         rules: record array of RULES, shape (1,).
     """
 

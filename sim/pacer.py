@@ -294,6 +294,11 @@ class Pacer:
         self._is_cut = False
         self._accepted = self._refused = self._unreachable = 0
 
+    @property
+    def started_s(self) -> float:
+        """When the replay of the traces began, seconds of the monotonic clock."""
+        return self._up.started
+
     async def start(self) -> None:
         """Listen; the replay of the traces begins now.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from torch import nn
 
-from splitedge.choice import CodecLike, Default, choose
+from splitedge.choice import Choice, CodecLike, Default, choose
 from splitedge.costs import Costs, Effort, measure
 from splitedge.deployment import Deployment
 from splitedge.draft import Places, Wanted, draft, search
@@ -28,6 +28,7 @@ from splitedge.tails import Tails, check_tails, with_tails
 
 if TYPE_CHECKING:
     from splitedge.llm.deployment import LanguageDeployment, Tokenizer
+    from splitedge.llm.exit_model import Fill
 
 CODEC = Default("bottleneck")
 WEBP = Default("webp")
@@ -42,7 +43,7 @@ def deploy(
     *,
     exits: Sequence[str] | str = (),
     local: nn.Module | None = None,
-    codec: CodecLike = CODEC,
+    codec: CodecLike | Mapping[str, CodecLike] = CODEC,
     input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] = "auto",
@@ -71,6 +72,7 @@ def deploy(
     exits: Sequence[int] = (),
     codec: str = "ids",
     context: int | None = None,
+    kv_fill: Fill = "exact",
     cloud: str | None = None,
     keys: Path | str | None = None,
     power: str = "none",
@@ -83,7 +85,7 @@ def deploy(
     *,
     exits: Sequence[str] | Sequence[int] | str = (),
     local: nn.Module | None = None,
-    codec: CodecLike = CODEC,
+    codec: CodecLike | Mapping[str, CodecLike] = CODEC,
     input_codec: CodecLike | None = WEBP,
     policy: str | Policy = "deadline",
     cut: str | Sequence[str] | int | None = "auto",
@@ -101,6 +103,7 @@ def deploy(
     effort: Effort | None = None,
     tokenizer: Tokenizer | None = None,
     context: int | None = None,
+    kv_fill: Fill = "exact",
 ) -> Deployment | LanguageDeployment:
     """Divide a model between this device and a cloud, ready to answer.
 
@@ -116,7 +119,8 @@ def deploy(
         codec: of the tensors at the cuts, by name, with options as `"bottleneck:bits=2"` or
             `("bottleneck", {"bits": 2})`. A learned codec is trained by `fit`; until then int8 stands in,
             with a note. The default, bottleneck, gives way to int8 for good (with a note) where it can not
-            be trained, or answers clearly worse than the whole model when it is.
+            be trained, or answers clearly worse than the whole model when it is. A mapping of cuts to codecs
+            gives each cut its own, and names the cuts.
         input_codec: of the model's input, for route CLOUD; None for no such route. The default, webp,
             gives way to raw (with a note) where the input is no image.
         policy: by name (`deadline`, `confidence:0.98`, `static:split`) or an object.
@@ -141,6 +145,7 @@ def deploy(
             the arguments): no example inputs then, `exits` and `cut` count blocks, `codec` is `ids` or one
             of hidden states.
         context: of a language model: most tokens of prompt and answer together.
+        kv_fill: of a language model with exits: `exact` or `propagate`.
 
     Raises:
         PartitionError: the model can not be captured, or has no such cut or module.
@@ -153,7 +158,7 @@ def deploy(
         wrong = [name for name, value in given.items() if value is not None]
         if wrong or model is None:
             raise ConfigError(f"a language model is deployed whole and without {', '.join(wrong) or 'None'}")
-        return _language(model, tokenizer, local, cut, exits, codec, context, cloud, keys, power)
+        return _language(model, tokenizer, local, cut, exits, codec, context, cloud, keys, power, kv_fill)
     if example_inputs is None:
         raise ConfigError(
             "deploy needs example_inputs: a typical batch, as the model takes it (or tokenizer=, for a "
@@ -165,7 +170,11 @@ def deploy(
         )
     paths = (exits,) if isinstance(exits, str) else tuple(str(path) for path in exits)
     coded_input = None if input_codec is None else choose(input_codec)
-    wanted = Wanted(choose(codec), coded_input, edge_speed, cloud_speed)
+    by_cut: Mapping[str, CodecLike] = codec if isinstance(codec, Mapping) else {}
+    if by_cut:
+        cut = _cuts_of(by_cut, cut)
+    one = CODEC if isinstance(codec, Mapping) else codec
+    wanted = Wanted(choose(one), coded_input, edge_speed, cloud_speed)
     if model is None:
         pieces, cuts, places = _by_hand(head, _one_tail(tail, tails), example_inputs, paths, cut)
         if tail is None and tails:
@@ -178,6 +187,8 @@ def deploy(
         if model is not None and not (isinstance(cut, str) and cut != "auto"):
             raise ConfigError("tails= take the tensors of one cut: name it (cut='layer2')")
         pieces = with_tails(pieces, max(cuts), tails, as_flat(example_inputs, pieces.inputs))
+    if by_cut:
+        wanted = replace(wanted, own=_own(by_cut, pieces))
     plan = draft(pieces, cuts, places, wanted)
     if local is not None:
         segment, batchable = whole_program(local, example_inputs, pieces, "local")
@@ -231,11 +242,12 @@ def _language(
     local: nn.Module | None,
     cut: object,
     exits: Sequence[object],
-    codec: CodecLike,
+    codec: CodecLike | Mapping[str, CodecLike],
     context: int | None,
     cloud: str | None,
     keys: Path | str | None,
     power: str,
+    kv_fill: Fill,
 ) -> LanguageDeployment:
     from splitedge.llm.deployment import IDS, deploy_language
 
@@ -245,10 +257,12 @@ def _language(
         raise ConfigError(f"cut and exits of a language model count blocks, got {cut!r} and {list(exits)}")
     name = IDS if codec is CODEC else codec
     if not isinstance(name, str):
-        raise ConfigError("the codec of a language model is named: 'ids', 'fp32', 'fp16', 'int8' or 'int4'")
+        raise ConfigError(
+            "the codec of a language model is named: 'ids', 'fp32', 'fp16', 'int8', 'int4' or 'bottleneck'"
+        )
     return deploy_language(
         model, tokenizer, local=local, cut=at, exits=depths, codec=name, context=context, cloud=cloud,
-        keys=keys, power=power,
+        keys=keys, power=power, kv_fill=kv_fill,
     )  # fmt: skip
 
 
@@ -283,6 +297,20 @@ def _captured(
     index = pieces.index
     places = sorted(((path, index[c.name]) for path, c in zip(exits, at, strict=True)), key=lambda p: p[1])
     return pieces, {index[found.name] for found in chosen}, places
+
+
+def _cuts_of(codecs: Mapping[str, CodecLike], cut: str | Sequence[str]) -> list[str]:
+    """The cuts that have a codec of their own are the cuts."""
+    if cut != "auto" and {*([cut] if isinstance(cut, str) else cut)} != set(codecs):
+        raise ConfigError("codec= as a mapping names the cuts: leave cut= out, or name the same ones")
+    return list(codecs)
+
+
+def _own(codecs: Mapping[str, CodecLike], pieces: Pieces) -> dict[str, Choice]:
+    """Codecs by the names of the boundaries."""
+    if pieces.graph is None:
+        raise ConfigError("with head= and tail= there is one cut: give codec= a name, no mapping")
+    return {_cut_at(pieces.graph, path).name: choose(codec) for path, codec in codecs.items()}
 
 
 def _cut_at(graph: Graph, name: str) -> Cut:

@@ -348,6 +348,9 @@ def _run(job: Coroutine[Any, Any, None]) -> None:
 
 
 def _mount_plugins() -> None:
+    from splitedge.llm.commands import app as llm_app
+
+    app.add_typer(llm_app, name="llm")
     for name in registry.names("splitedge.commands"):
         command = registry.lookup("splitedge.commands", name)
         if isinstance(command, typer.Typer):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,12 +32,13 @@ PLAIN = "int8"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a user asked of a plan; see `deploy`."""
+    """What a user asked of a plan; see `deploy`. `own` are codecs of single cuts, by the cut's name."""
 
     codec: Choice
     input_codec: Choice | None
     edge_speed: float
     cloud_speed: float | None
+    own: Mapping[str, Choice] = field(default_factory=dict)
 
 
 def search(graph: Graph, flat: Tensors, wanted: Wanted) -> list[Cut]:
@@ -141,9 +142,13 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
     """
     notes = list(pieces.notes)
     answers = Answers(pieces.outputs, main=pieces.main)
-    plain = wanted.codec if wanted.codec.learned is None else Choice(PLAIN, default=True)
-    codecs = {i: _plain(plain, pieces.boundaries[i].specs, _named([i], pieces), notes) for i in sorted(cuts)}
-    recipes = {} if wanted.codec.learned is None else _recipes(wanted.codec, pieces, answers, cuts, notes)
+    codecs, recipes = dict[int, Codec](), dict[int, Recipe]()
+    for choice, places in _shares(wanted, pieces, cuts):
+        plain = choice if choice.learned is None else Choice(PLAIN, default=True)
+        for i in places:
+            codecs[i] = _plain(plain, pieces.boundaries[i].specs, _named([i], pieces), notes)
+        if choice.learned is not None:
+            recipes |= _recipes(choice, pieces, answers, set(places), notes)
     if wanted.input_codec is not None:
         codecs[0] = _plain(wanted.input_codec, pieces.inputs.specs, "the model's input", notes)
     return Plan(
@@ -159,6 +164,13 @@ def draft(pieces: Pieces, cuts: set[int], exits: Places, wanted: Wanted) -> Plan
         notes=notes,
         recipes=recipes,
     )
+
+
+def _shares(wanted: Wanted, pieces: Pieces, cuts: set[int]) -> list[tuple[Choice, list[int]]]:
+    """Every codec asked for, with its cuts in order."""
+    own = {i: wanted.own[name] for i in sorted(cuts) if (name := pieces.boundaries[i].name) in wanted.own}
+    rest = [i for i in sorted(cuts) if i not in own]
+    return [*((choice, [i]) for i, choice in own.items()), *([(wanted.codec, rest)] if rest else [])]
 
 
 def _recipes(

@@ -414,6 +414,22 @@ class LinkEstimator:
             spread = self._rtt.estimate(now)
             self._noise = max(self.settings.noise_s, 0.5 * (spread.high - spread.low))
 
+    def observe_exchange(self, now: float, up_bytes: float, down_bytes: float, seconds: float) -> None:
+        """A request and its reply of so many framed bytes took `seconds` on the link, both ways together.
+
+        What transmission (as estimated) leaves of that is a round trip, measured far more often than pings
+        measure it, so that an outage is forgotten as soon as it is over. It weighs less the more of the
+        time transmission takes.
+        """
+        if not (math.isfinite(seconds) and seconds > 0.0 and math.isfinite(now)):
+            return
+        bits_s = (
+            8.0 * up_bytes / self._up.estimate(now).mean + 8.0 * down_bytes / self._down.estimate(now).mean
+        )
+        share = bits_s / seconds
+        if self._rtt_min.value < math.inf and share < 1.0:
+            self._rtt.observe(now, max(seconds - bits_s, self._rtt_min.value), (1.0 - share) ** 2)
+
     def observe_queue(self, now: float, seconds: float) -> None:
         """A request waited `seconds` in the cloud before its work began."""
         self._queue.observe(now, seconds)

@@ -11,6 +11,7 @@ from splitedge.request import NONE, Request
 
 _ENCODE = StageKind.ENCODE
 _EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
+EQUAL = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
 
 
 class Paths:
@@ -104,11 +105,13 @@ class Paths:
 
     def best_fallback(self, r: Request, left_s: float) -> int:
         """The most accurate option that answers without the cloud in `left_s` seconds, what is in hand
-        included; the fastest where none fits; -1 where the device can not answer.
+        included; of those within `EQUAL` of it, the fastest: the device is shared, and a second of it for
+        half a point is one that other requests miss. The fastest where none fits; -1 where the device can
+        not answer.
         """
-        best, best_accuracy, fastest, fastest_s = NONE, -1.0, NONE, math.inf
+        top, fitting, fastest, fastest_s = -1.0, [], NONE, math.inf
         for option in self.fallbacks:
-            confidence = held(r, option)
+            confidence, seconds = held(r, option), 0.0
             if confidence is None:
                 if self.final[option] in r.passed:
                     continue  # it failed
@@ -118,8 +121,13 @@ class Paths:
                 if seconds > left_s + _EPS:
                     continue
             accuracy = self._accuracy(option, confidence)
-            if accuracy > best_accuracy:
-                best, best_accuracy = option, accuracy
+            fitting.append((option, accuracy, seconds))
+            if accuracy > top:
+                top = accuracy
+        best, least_s = NONE, math.inf
+        for option, accuracy, seconds in fitting:
+            if accuracy >= top - EQUAL and seconds < least_s:
+                best, least_s = option, seconds
         return best if best != NONE else fastest
 
     def best_in_hand(self, r: Request) -> tuple[int, float]:

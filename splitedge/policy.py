@@ -177,7 +177,7 @@ def where(condition: Any, yes: Any, no: Any) -> Any:
 
 def latency_mean(option: Option, obs: Observation) -> Number:
     """Predicted mean seconds from now to the answer by `option`."""
-    edge = obs.edge_wait_s + _edge_left(option, obs, option.edge_s) * obs.rows
+    edge = obs.edge_wait_s + edge_left(option, obs, option.edge_s) * obs.rows
     if not option.remote:
         return edge
     return (
@@ -194,7 +194,7 @@ def latency_q95(option: Option, obs: Observation) -> Number:
     """Predicted 95th percentile of seconds to the answer: the 95th percentile of bytes and RTT over the
     10th of goodput. Summing quantiles errs on the careful side.
     """
-    edge = obs.edge_wait_s + _edge_left(option, obs, option.edge_s_q95) * obs.rows
+    edge = obs.edge_wait_s + edge_left(option, obs, option.edge_s_q95) * obs.rows
     if not option.remote:
         return edge
     return (
@@ -212,7 +212,7 @@ def latency_hoped(option: Option, obs: Observation) -> Number:
     queue, the 90th percentile of goodput.
     """
     bits_up, bits_down = option.bytes_up * 8.0 * obs.rows, option.bytes_down * 8.0 * obs.rows
-    edge = obs.edge_wait_s + _edge_left(option, obs, option.edge_s) * obs.rows
+    edge = obs.edge_wait_s + edge_left(option, obs, option.edge_s) * obs.rows
     cloud = obs.rtt.mean + obs.queue.mean + option.cloud_s * obs.rows
     return edge + bits_up / obs.goodput.high + cloud + bits_down / obs.downlink.high
 
@@ -221,7 +221,7 @@ def joules(option: Option, obs: Observation) -> Number:
     """Predicted joules the device spends on `option` from now on, idle power not counted: compute, bits, and
     the time by which a transfer keeps the radio awake longer (a whole tail for one that sleeps).
     """
-    compute = _edge_left(option, obs, option.edge_s) * obs.rows * obs.joules_per_edge_s
+    compute = edge_left(option, obs, option.edge_s) * obs.rows * obs.joules_per_edge_s
     if not option.remote:
         return compute
     up = option.bytes_up * 8.0 * obs.rows * obs.joules_per_bit_up
@@ -241,7 +241,7 @@ def accuracy(option: Option, obs: Observation) -> Number:
     return option.accuracy
 
 
-def _edge_left(option: Option, obs: Observation, edge_s: float) -> Number:
+def edge_left(option: Option, obs: Observation, edge_s: float) -> Number:
     """Compute seconds still to spend: what the head already did is not paid again by a route through it."""
     if obs.exit < 0:
         return edge_s

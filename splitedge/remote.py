@@ -79,6 +79,7 @@ class RemoteSide(Settling):
 
     def _learn_link(self, now: float, nbytes: int, event: Replied) -> None:
         link = self.link
+        link.observe_exchange(now, nbytes, event.nbytes, event.uplink_s + event.downlink_s)
         link.observe_uplink(now, nbytes, event.uplink_s)
         link.observe_downlink(now, event.nbytes, event.downlink_s)
         link.observe_queue(now, event.queue_s)

@@ -103,3 +103,60 @@ def test_codec_speed_measures_and_says_what_it_could_not(tmp_path):
     assert 1.0 <= figures["72,600 symbols: bytes over ideal"]["value"] < 1.001
     if importlib.util.find_spec("compressai") is None:
         assert "not measured, it is not installed" in done.stdout.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_policies_are_compared_with_each_other_and_with_oracles(tmp_path):
+    out = tmp_path / "policies.json"
+    subprocess.run(
+        [sys.executable, str(FOLDER / "policies.py"), "--quick", "--json", str(out), "--out", str(tmp_path)],
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    assert figures["oracle: right in time"]["value"] >= figures["static:exit: right in time"]["value"]
+    for policy in ("deadline", "static:cloud", "spinn", "oracle:channel"):
+        assert 0.0 < figures[f"{policy}: right in time"]["value"] <= 100.0
+    assert figures["deadline: regret to the oracle"]["goal"] == 5.0
+    assert (tmp_path / "policies.png").stat().st_size > 10_000
+    rows = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 2 * len([name for name in figures if name.endswith(": right in time")])
+
+
+@pytest.mark.slow
+def test_fidelity_compares_request_by_request(tmp_path):
+    out = tmp_path / "fidelity.json"
+    subprocess.run(
+        [sys.executable, str(FOLDER / "fidelity.py"), "--quick", "--json", str(out), "--out", str(tmp_path)],
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    for name in ("synthetic 1.5 Mbit/s", "synthetic 6 Mbit/s"):
+        for what, goal in (("p50, off by", 0.05), ("p95, off by", 0.10), ("joules, off by", 0.05)):
+            assert figures[f"{name}: {what}"]["goal"] == goal
+        assert 0.0 <= figures[f"{name}: same route decided"]["value"] <= 1.0
+    assert len((tmp_path / "requests.csv").read_text().splitlines()) == 1 + 2 * 60
+    assert (tmp_path / "fidelity.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_language_models_keep_their_promises(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "llm.json"
+    subprocess.run(
+        [sys.executable, FOLDER / "llm.py", "--quick", "--only", "lossless,auto,contexts", "--json", out],
+        check=True,
+        timeout=110,
+        capture_output=True,
+    )
+    figures = {f["name"]: f for f in json.loads(out.read_text())["figures"]}
+    assert figures["spec: texts written"]["value"] == 24
+    assert figures["spec: groups of texts with outages"]["value"] > 0
+    for name in ("spec: texts unlike the cloud's", "contexts: texts unlike the single user's"):
+        assert figures[name]["value"] == 0
+    assert figures["contexts: texts that failed"]["value"] == 0
+    assert figures["contexts: most memory over the budget"]["met"]
+    assert figures["auto over the best fixed mode, worst cell, simulated"]["value"] > 0

@@ -172,6 +172,19 @@ def test_several_cuts_are_several_options_in_order(raw):
     assert not any(option.accuracy_measured for option in raw.options)
 
 
+def test_every_cut_may_have_a_codec_of_its_own(model, x):
+    with splitedge.deploy(model, x[:4], codec={"stem": "raw", "down": "int8"}) as deployment:
+        names = [option.name for option in deployment.options if option.route is Route.SPLIT]
+        assert [name.rsplit("/")[1] for name in names] == ["raw:0", "int8:0"]
+        with torch.no_grad():
+            assert torch.allclose(
+                torch.as_tensor(deployment(x[:2], route="split").output), model(x[:2]), atol=0.5
+            )
+    for wrong, says in ((["stem"], "name the same ones"), ("down", "name the same ones")):
+        with pytest.raises(ConfigError, match=says):
+            splitedge.deploy(model, x[:4], codec={"stem": "raw", "down": "int8"}, cut=wrong)
+
+
 def test_bytes_in_the_table_are_those_of_the_frames_sent(raw, x):
     option = next(option for option in raw.options if option.route is Route.CLOUD)
     sent = raw(x[:1], route="cloud")

@@ -42,7 +42,9 @@ from splitedge.events import (
     Send,
     Sent,
     Source,
+    Stage,
     StageDone,
+    StageKind,
     Tick,
 )
 from splitedge.policy import Gate, Option, Route
@@ -210,6 +212,20 @@ def test_the_guard_runs_the_best_exit_that_still_fits_and_the_reply_still_wins()
     assert bench.at(0.07, StageDone(1, RUN_LOCAL, 0.04, confidence=0.8)) == []  # kept in hand
     answer = only(bench.replied(0.073, 1), Answer)
     assert (answer.source, answer.record.degraded) == (Source.CLOUD, False)
+
+
+def test_of_fall_backs_that_are_as_good_as_each_other_the_faster_runs():
+    """Half a point more for ten times the seconds would cost the requests behind more than it gives."""
+    slow = replace(EXIT2, exit=3, accuracy=LOCAL.accuracy + 0.005, edge_s=0.4, edge_s_q95=0.4)
+    for options, stage in (
+        ((LOCAL, slow, CLOUD), RUN_LOCAL),
+        ((EXIT1, slow, CLOUD), Stage(StageKind.EXIT, 3)),
+    ):
+        bench = Bench(CLOUD, options=options)
+        bench.at(0.0, Arrived(1, deadline_s=1.0))
+        bench.encoded(0.003, 1)
+        ((_, run),) = bench.until(0.97)
+        assert run == Run(1, stage)
 
 
 def test_without_a_reply_the_fall_back_answers_before_the_deadline():

@@ -92,6 +92,29 @@ def test_without_pings_small_messages_tell_the_delay():
     assert link.goodput(4.0).mean == pytest.approx(8e6, rel=0.1)
 
 
+def test_replies_end_what_a_single_slow_ping_says_of_the_round_trip():
+    """After an outage pings would need seconds to say that it is over."""
+    told, silent = LinkEstimator(), LinkEstimator()
+    for link in (told, silent):
+        for second in range(20):
+            link.observe_rtt(float(second), 0.03)
+        link.observe_rtt(23.0, 3.0)  # the ping that met the outage
+    for i in range(10):
+        told.observe_exchange(23.05 + 0.05 * i, 800, 100, 0.032)
+    assert told.rtt(23.6).mean < 0.1 < silent.rtt(23.6).mean
+    assert told.rtt(23.6).low == pytest.approx(0.03, rel=0.2)
+
+
+def test_a_long_message_tells_nothing_on_the_round_trip():
+    link = LinkEstimator()
+    for second in range(20):
+        link.observe_rtt(float(second), 0.03)
+        link.observe_uplink(second + 0.5, 100_000, 0.815)  # 1 Mbit/s
+    before = link.rtt(20.0)
+    link.observe_exchange(20.0, 100_000, 100, 0.9)
+    assert link.rtt(20.0).mean == pytest.approx(before.mean, rel=0.1)
+
+
 def test_small_messages_say_nothing_on_goodput():
     link = LinkEstimator()
     before = link.goodput(0.0)

@@ -214,7 +214,10 @@ class LanguageBatcher:
         for behind them.
         """
         jobs = sorted(self._jobs.values(), key=lambda j: (self._served[j.context.key.user], j.since_ns))
-        idle = [c for key, c in self._prefill.items() if key not in self._jobs and c.computed < c.held]
+        # A context that was demoted or dropped since has no room reserved: it waits until it is asked for.
+        kept = {key: c for key, c in self._prefill.items() if c.reserved and self.store.find(key) is c}
+        self._prefill = kept
+        idle = [c for key, c in kept.items() if key not in self._jobs and c.computed < c.held]
         return [job.context for job in jobs] + idle
 
     def _row(self, context: Context, room: int, now_ns: int) -> PassRow | None:

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -45,6 +45,9 @@ from splitedge.wire import Lane
 from splitedge.worker import Worker
 
 log = logging.getLogger(__name__)
+
+#: Tokens whose hidden states are computed, and sent, at a time.
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,15 @@ class Stream:
             return
 
 
+@dataclass(eq=False, slots=True)
+class _Upload:
+    """Hidden states under way: those of `known` from the action's start; the next piece begins `at`."""
+
+    action: Send
+    known: list[int]
+    at: int
+
+
 @dataclass(eq=False)
 class _Text:
     """One generation at work."""
@@ -160,6 +172,8 @@ class _Text:
     hashes: list[int] = field(default_factory=lambda: [EMPTY])
     rows: bytearray = field(default_factory=bytearray)
     hashed: list[int] = field(default_factory=list)
+    uploads: deque[_Upload] = field(default_factory=deque)
+    uploading: bool = False  # whether a piece is being computed
     timer: asyncio.TimerHandle | None = None
     events: deque[Event] = field(default_factory=deque)
     feeding: bool = False
@@ -182,7 +196,7 @@ class LanguageRuntime:
 
     Attributes:
         draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
-        acceptance: of drafts, smoothed.
+        acceptance: of a draft behind right ones, smoothed over about 100 judged drafts.
     """
 
     def __init__(
@@ -399,8 +413,9 @@ class LanguageRuntime:
         if text.timer is not None:
             text.timer.cancel()
         tally = text.stream.tally
-        if tally.proposed:
-            self.acceptance += 0.1 * (tally.accepted / tally.proposed - self.acceptance)
+        judged = tally.accepted + tally.rejected
+        if judged:
+            self.acceptance += min(1.0, judged / 100) * (tally.accepted / judged - self.acceptance)
         if self.remote is not None and text.lane is not None:
             self.remote.cancel(text.number)
         del self._texts[text.number]
@@ -463,40 +478,67 @@ class LanguageRuntime:
             before = self._hash_ids(text, action.start)
             self._ask(text, action, before, ids, b"")
             return
+        # What begins no later covers all that an older one still had to say.
+        while text.uploads and text.uploads[-1].action.start >= action.start:
+            text.uploads.pop()
+        known = [*text.stream.ids[: action.start], *action.ids]
+        text.uploads.append(_Upload(action, known, action.start))
+        if not text.uploading:
+            self._upload(text)
+
+    def _upload(self, text: _Text) -> None:
+        """Let the next piece of what is to be sent be computed; it is sent while the one behind it is."""
         model, codec, worker = text.model, self.language.codec, self._worker
+        if text.stream.ended or not text.uploads:
+            return
         if model is None or codec is None or worker is None:
             self._soon(text, None, EdgeFailed("there is no head on this device"))
             return
-        known = [*text.stream.ids[: action.start], *action.ids]
+        upload = text.uploads[0]
+        known = upload.known
+        stop = len(known) if upload.action.drafts else min(upload.at + PIECE, len(known))
+        have = min(common(text.hashed, known), len(text.hashes) - 1)
 
         def job() -> None:
             try:
-                model.follow(known)  # type: ignore[attr-defined]
-                stop = len(known)
-                have = min(common(text.hashed, known), len(text.hashes) - 1)
-                rows = codec.encode(model.states(have, stop)) if have < stop else b""  # type: ignore[attr-defined]
+                rows = b""
+                if have < stop:
+                    model.follow(known)  # type: ignore[attr-defined]
+                    rows = codec.encode(model.states(have, stop))  # type: ignore[attr-defined]
             except Exception as error:
                 self._back(self._failed, text, error)
                 return
-            self._back(self._encoded, text, action, known, have, rows)
+            self._back(self._encoded, text, upload, stop, have, rows)
 
+        text.uploading = True
         worker.submit(job)
 
-    def _encoded(self, text: _Text, action: Send, known: list[int], have: int, rows: bytes) -> None:
+    def _encoded(self, text: _Text, upload: _Upload, stop: int, have: int, rows: bytes) -> None:
         """Hidden states are rows now: keep them, since a cloud that lost them is sent them again."""
-        codec = self.language.codec
+        codec, text.uploading = self.language.codec, False
         if text.stream.ended or codec is None:
             return
-        width = codec.width
-        del text.rows[have * width :]
-        del text.hashes[have + 1 :]
-        text.rows += rows
-        for at in range(0, len(rows), width):
-            text.hashes.append(rolled(text.hashes[-1], rows[at : at + width]))
-        text.hashed = known
-        payload = bytes(text.rows[action.start * width : len(known) * width])
-        ids = id_bytes(action.ids) if action.drafts else b""
-        self._ask(text, action, text.hashes[action.start], payload, ids)
+        if not text.uploads or text.uploads[0] is not upload:
+            self._upload(text)  # this one is no longer wanted; its states are kept by the model
+            return
+        width, action, start = codec.width, upload.action, upload.at
+        if rows:
+            del text.rows[have * width :]
+            del text.hashes[have + 1 :]
+            text.rows += rows
+            for at in range(0, len(rows), width):
+                text.hashes.append(rolled(text.hashes[-1], rows[at : at + width]))
+            text.hashed = upload.known[:stop]
+        upload.at = stop
+        if stop == len(upload.known):
+            text.uploads.popleft()
+            part = replace(action, start=start, ids=tuple(upload.known[start:]))
+        else:  # a piece of its own, whose answer nobody waits for
+            part = Send(0, action.attempt, action.epoch, start, tuple(upload.known[start:stop]), 0, 0)
+        self._upload(text)
+        payload = bytes(text.rows[start * width : stop * width])
+        ids = id_bytes(part.ids) if part.drafts else b""
+        self._ask(text, part, text.hashes[start], payload, ids)
 
     def _hash_ids(self, text: _Text, count: int) -> int:
         """Rolling hash of the first ids of a text."""

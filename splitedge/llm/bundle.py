@@ -4,6 +4,7 @@
                               exits); empty where only ids cross and there is no exit
     edge/exits.safetensors    adapters of trained exits
     edge/local.safetensors    the device's own model
+    */bottleneck.safetensors  the learned codec of hidden states, where it is one
     edge/tokenizer.json ...   the tokenizer, unless it is one of `tokenizers.py`
     cloud/model.safetensors   what the cloud runs: the whole model where ids cross, else its tail
 
@@ -22,12 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from splitedge import sealed
-from splitedge.errors import BundleError, ConfigError
+from splitedge.errors import BundleError, CodecError, ConfigError
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.exits import ExitHead, TrainedExits
 from splitedge.llm.halves import LanguageHead, LanguageTail
 from splitedge.llm.language_plan import IDS, LanguagePlan
 from splitedge.llm.manifest import KIND, LanguageEntry, LanguageExitEntry, parse_language
+from splitedge.llm.state_bottleneck import Bottleneck, bytes_wanted, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.token_model import WholeModel
 from splitedge.llm.tokenizers import NoTokenizer, Tokenizer, load_tokenizer, tokenizer_files
@@ -37,6 +40,7 @@ from splitedge.sealed import Sealed, Side
 from splitedge.version import VERSION
 
 MODEL, EXITS, LOCAL = "model.safetensors", "exits.safetensors", "local.safetensors"
+BOTTLENECK = "bottleneck.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,13 @@ def save_language(plan: LanguagePlan, tokenizer: Tokenizer, directory: Path | st
         exits=[] if exits is None else [LanguageExitEntry.of(exits, i) for i in range(len(exits.heads))],
         local=local,
         tokenizer=spoken,
+        kv_fill=plan.kv_fill,
+        aids=None if plan.aids == Aids() else plan.aids.to_json(),
     )
+    if is_bottleneck(plan.codec) and plan.bottleneck is None:
+        raise ConfigError(
+            f"the codec '{plan.codec}' is learned and was not trained yet: call fit() before save()"
+        )
 
     def fill_in(root: Path) -> None:
         edge, cloud = _parts(plan.anatomy, entry, "edge"), _parts(plan.anatomy, entry, "cloud")
@@ -88,6 +98,9 @@ def save_language(plan: LanguagePlan, tokenizer: Tokenizer, directory: Path | st
                 for name, tensor in head.state_dict().items()
             }
             save_file(state, root / "edge" / EXITS)
+        if plan.bottleneck is not None:
+            for half in ("edge", "cloud"):
+                save_file(plan.bottleneck.tensors(), root / half / BOTTLENECK)
         if plan.local is not None and local is not None:
             save_file(tensors_of(_whole(plan.local.anatomy), local.tied), root / "edge" / LOCAL)
         for name, text in files.items():
@@ -120,7 +133,9 @@ def _loaded(found: Sealed, side: Side, device: torch.device) -> LoadedLanguage:
     entry = parse_language(found.plan)
     root, anatomy = found.directory, entry.model.empty()
     try:
-        if entry.codec != IDS:
+        if is_bottleneck(entry.codec):
+            bytes_wanted(entry.codec, anatomy.hidden)
+        elif entry.codec != IDS:
             state_codec(entry.codec, anatomy.hidden)
     except ConfigError as error:
         raise BundleError(f"'manifest.json': {error}") from None
@@ -151,9 +166,26 @@ def _loaded(found: Sealed, side: Side, device: torch.device) -> LoadedLanguage:
         exits=_exits(root, entry, anatomy, tail) if edge and entry.exits else None,
         depths=tuple(entry.depths),
         stops=frozenset(entry.stops),
+        kv_fill=entry.kv_fill,
+        bottleneck=_bottleneck(root, halves[0], entry, anatomy),
+        aids=entry.made_aids() if edge else Aids(),
     )
     tokenizer = load_tokenizer(entry.tokenizer, root / "edge") if edge else NoTokenizer()
     return LoadedLanguage(plan, tokenizer, found.digest)
+
+
+def _bottleneck(root: Path, half: str, entry: LanguageEntry, anatomy: Anatomy) -> Bottleneck | None:
+    if not is_bottleneck(entry.codec):
+        return None
+    try:
+        found = Bottleneck.from_tensors(_read(root, half, BOTTLENECK))
+    except (ConfigError, CodecError, KeyError, RuntimeError, ValueError) as error:
+        raise BundleError(f"'{half}/{BOTTLENECK}': {error}") from None
+    if found.hidden != anatomy.hidden:
+        raise BundleError(
+            f"'{half}/{BOTTLENECK}' is for {found.hidden} values, the model has {anatomy.hidden}"
+        )
+    return found
 
 
 def _part(key: str) -> str:

@@ -86,12 +86,15 @@ class CloudLanguageModel:
     def token_bytes(self) -> int:
         """Bytes of keys and values of one token, over the layers that run here; found by running one."""
         cache = KVCache()
-        row = np.zeros(1, "<i4").tobytes()
-        if self._codec is not None:
-            row = self._codec.encode(torch.zeros(1, self.anatomy.hidden))
-        self.run([PassRow(cache, 0, row, 1, 0)])
+        self.run([PassRow(cache, 0, self.row_of_zeros(), 1, 0)])
         layers = [cache.kept(layer) for layer in range(self._tail.body.last) if cache.length(layer)]
         return sum(k[:, :, :1].nbytes + v[:, :, :1].nbytes for k, v in layers)
+
+    def row_of_zeros(self) -> bytes:
+        """A row that means nothing, for measurements."""
+        if self._codec is None:
+            return np.zeros(1, "<i4").tobytes()
+        return self._codec.encode(torch.zeros(1, self.anatomy.hidden))
 
     @torch.inference_mode()
     def run(self, rows: Sequence[PassRow]) -> list[Logits]:

@@ -27,18 +27,28 @@ from splitedge.edge.openai_settings import BlackBoxSettings, black_box_patience
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError
 from splitedge.keys import load_keys, trusted_key
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.black_box import BlackBox
+from splitedge.llm.bottleneck_training import BottleneckSchedule, CodecReport, train_bottleneck
 from splitedge.llm.bundle import load_language, save_language
-from splitedge.llm.exits import ExitSchedule, TrainedExits, train_exits
+from splitedge.llm.evaluating import evaluate_language
+from splitedge.llm.evaluation import LanguageEvaluation
+from splitedge.llm.exit_model import Fill
+from splitedge.llm.exits import ExitSchedule, Signal, TrainedExits, train_exits
+from splitedge.llm.gate_fit import GateSchedule, fit_gate
 from splitedge.llm.generation import Patience, Wish
 from splitedge.llm.halves import split_language_model
 from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.loops import Here, Looped, Running, forward
+from splitedge.llm.measured import Measured, costs_of
 from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
+from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
+from splitedge.llm.state_bottleneck import bytes_wanted, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
 from splitedge.llm.text import Text
 from splitedge.llm.token_model import TokenModel, WholeModel
@@ -65,6 +75,7 @@ def deploy_language(
     keys: Path | str | None = None,
     power: str = "none",
     patience: Patience | None = None,
+    kv_fill: Fill = "exact",
     black_box: BlackBoxSettings | None = None,
 ) -> LanguageDeployment:
     """Divide a causal language model between this device and a cloud.
@@ -77,18 +88,24 @@ def deploy_language(
             deepest exit, else half of them where hidden states are sent, else none.
         exits: blocks before each exit; trained by `fit`.
         codec: what crosses: `ids` (4 bytes a token; the cloud runs the whole model), or hidden states at
-            the cut as `fp32` (exact), `fp16`, `int8` or `int4`.
+            the cut as `fp32` (exact), `fp16`, `int8`, `int4`, or as `fit` learns to write them
+            (`bottleneck`, of as many bytes a token as int4 has; `bottleneck:bytes=24`).
         context: most tokens of prompt and answer; None for all that the model was made for.
         cloud: None computes the cloud's half in this process; `tcp://host:port` is a server.
         keys: key directory for a cloud on another machine.
         power: name of the profile that joules are modelled with.
         patience: when a cloud counts as silent.
+        kv_fill: keys and values of tokens that left at an exit, once a later token goes deeper: computed
+            (`exact`), or made from the state with which they left (`propagate`: cheaper, and wrong by what
+            docs/language-splitting.md measures). Hidden states that cross are of the same kind.
         black_box: an OpenAI-compatible endpoint in place of our own cloud (`cloud_stream`, `assist`).
 
     Raises:
         PartitionError: the model can not be cut.
         ConfigError: arguments that do not go together.
     """
+    if kv_fill not in ("exact", "propagate"):
+        raise ConfigError(f"kv_fill is 'exact' or 'propagate', got {kv_fill!r}")
     depths = tuple(sorted(set(exits)))
     total = len(split_language_model(model, 0, context)[2].blocks)
     if cut is None:
@@ -97,7 +114,10 @@ def deploy_language(
         raise ConfigError(f"an exit behind block {depths[-1]} does not stand on the device, which runs {cut}")
     head, tail, anatomy = split_language_model(model, cut, context)
     if codec != IDS:
-        state_codec(codec, anatomy.hidden)
+        if is_bottleneck(codec):
+            bytes_wanted(codec, anatomy.hidden)
+        else:
+            state_codec(codec, anatomy.hidden)
         if not depths:
             depths = (max(1, cut),) if cut < total else ()
     small = None if local is None else WholeModel(local, None)
@@ -106,7 +126,9 @@ def deploy_language(
             f"the local model has a vocabulary of {small.vocabulary}, the cloud's {anatomy.vocabulary}: they "
             "must share a tokenizer"
         )
-    plan = LanguagePlan(head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy))
+    plan = LanguagePlan(
+        head, tail, anatomy, cut, codec, small, None, depths, _stops(anatomy), kv_fill=kv_fill
+    )
     return LanguageDeployment(
         plan, tokenizer, cloud=cloud, keys=keys, power=power, patience=patience, black_box=black_box
     )
@@ -151,6 +173,10 @@ class LanguageDeployment:
         cloud, keys, power, patience, black_box: see `deploy_language`.
         side: which halves of the plan are here.
         digest: of the bundle that it came from.
+
+    Attributes:
+        codec_report: what `fit` measured of a bottleneck; None where there is none.
+        evaluation: the last one, from which `auto` takes what it knows of the models; None before one.
     """
 
     def __init__(
@@ -172,6 +198,9 @@ class LanguageDeployment:
         self._power, self._patience = power_profile(power), patience
         self._running: Running | None = None
         self.link: Wire | None = None
+        self._codec = plan.codec  # that was asked for; `fit` may keep another
+        self.codec_report: CodecReport | None = None
+        self.evaluation: LanguageEvaluation | None = None
         _open.add(self)
 
     # Writing --------------------------------------------------------------------------------------
@@ -196,6 +225,8 @@ class LanguageDeployment:
             Rejected: the prompt does not fit, or the mode can not be had.
             RequestError: it ended without being complete.
         """
+        if how.get("mode") == CASCADE and how.get("way") is None:
+            return cascade(self, prompt, how)
         stream = self.stream(prompt, **how)
         for _ in stream:
             pass
@@ -214,13 +245,16 @@ class LanguageDeployment:
         objective: Objective | None = None,
         way: Way | None = None,
         stops: frozenset[int] | None = None,
+        router: QueryRouter | None = None,
     ) -> Writing:
         """Begin a text; iterate over the result for pieces of it as they become final.
 
         Args:
             prompt: text, or ids.
             max_tokens: at most so many.
-            mode: how to write; `auto` predicts which is best from what was measured.
+            mode: how to write; `auto` predicts which is best from what was measured; `route` asks the query
+                router whether the device answers or the cloud. `generate` also takes `cascade`: the device
+                answers, and the cloud anew where a judge finds that this will not do.
             drafts: most drafts a round; None for what is predicted best, else 4.
             sampling: how tokens are drawn; greedy where not given.
             deadline_s: seconds for all of it.
@@ -228,6 +262,7 @@ class LanguageDeployment:
             objective: what `auto` makes small; total time where not given.
             way: all of the mode's numbers at once, in place of `mode`, `drafts` and `on_loss`.
             stops: ids that end the text; None for the model's own.
+            router: in place of the deployment's own; with `auto` it means `route`.
 
         Raises:
             Rejected, ConfigError: see `generate`.
@@ -237,7 +272,12 @@ class LanguageDeployment:
         runtime = self._started().runtime
         why = "asked for"
         if way is None:
-            way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
+            if mode == ROUTE or (mode == AUTO and router is not None):
+                found = self.route(prompt, router)
+                why = found.why
+                way = self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss)
+            else:
+                way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
         wish = Wish(tuple(ids), max_tokens, self.plan.stops if stops is None else stops, deadline_s)
         pieces: queue.SimpleQueue[Emit | Finish | Fail] = queue.SimpleQueue()
         chosen = way
@@ -272,36 +312,46 @@ class LanguageDeployment:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = self.plan.aids.gate
+            thresholds = {-1: 0.5 if gate is None else gate.threshold}
         keeps = self.plan.codec == IDS
         return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
+
+    def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
+        """Where the query router sends a prompt, and why; nothing is sent. See `per_query.routed`."""
+        chosen = router if router is not None else self.plan.aids.router
+        return routed(chosen, self.plan.local, self.tokenizer, prompt)
+
+    @property
+    def up(self) -> bool:
+        """Whether the cloud is in reach."""
+        return self._started().runtime.up
+
+    def attach(self, aids: Aids) -> None:
+        """Give it trained aids: those that are not None take the place of what it has."""
+        given = {name: aid for name, aid in vars(aids).items() if aid is not None}
+        self.close()
+        self.plan = replace(self.plan, aids=replace(self.plan.aids, **given))
 
     def costs(self) -> Costs:
         """What was measured of link, device and cloud so far; assumed values where nothing was."""
         runtime = self._started().runtime
         remote = runtime.remote
-        draft = runtime.draft_s if self.plan.local is not None else math.inf
-        base = Costs(0.05, 10e6, 20e6, 0.02, 0.001, power_model(draft), power_model(runtime.head_s))
-        base = replace(
-            base,
-            survival=(runtime.acceptance,),
-            compute_w=self._power.compute_w,
-            j_per_bit_up=self._power.j_per_bit_up,
-            j_per_bit_down=self._power.j_per_bit_down,
+        known = Measured(
+            math.inf if self.plan.local is None else runtime.draft_s,
+            math.inf if self.plan.exits is None else runtime.head_s,
+            math.nan if remote is None else remote.decode_s,
+            runtime.acceptance,
         )
-        if remote is None:
-            return base
-        now, link = runtime.now, remote.estimator
-        decode = base.decode_s if math.isnan(remote.decode_s) else remote.decode_s
-        return replace(
-            base,
-            rtt_s=link.rtt(now).mean,
-            up_bps=link.goodput(now).mean,
-            down_bps=link.downlink(now).mean,
-            queue_s=link.queue(now).mean,
-            decode_s=decode,
-            prefill_s=decode / 16,
-        )
+        link = None if remote is None else remote.estimator
+        costs = costs_of(known, self._power, link, runtime.now, self.evaluation)
+        gate = self.plan.aids.gate
+        report = None if gate is None else gate.report
+        if report is None or self.evaluation is not None:
+            return costs
+        calls = costs.calls if self.plan.exits is not None else report.calls
+        lost = ((Mode.ASSIST, report.disagreement),)
+        return replace(costs, survival=report.survival, disagreement=lost, calls=calls)
 
     def choose(self, prompt: int, tokens: int, objective: Objective | None = None) -> Choice:
         """What `auto` would do now for a prompt and an answer of so many tokens, and why."""
@@ -314,24 +364,90 @@ class LanguageDeployment:
         self,
         *,
         risk: float = 0.05,
+        signal: Signal = "probability",
         schedule: ExitSchedule | None = None,
         texts: torch.Tensor | None = None,
-    ) -> TrainedExits:
-        """Train and calibrate the exits; see `splitedge.llm.exits.train_exits`.
+        gate: GateSchedule | None = None,
+    ) -> TrainedExits | None:
+        """Train and calibrate the exits and the codec where it is a bottleneck, and the token gate
+        (`splitedge.llm.gate_fit.fit_gate`) where there is a local model.
+
+        Args:
+            risk, signal, schedule, texts: see `splitedge.llm.exits.train_exits`. Texts are what a
+                bottleneck and the gate learn from too.
+            gate: how the gate is trained.
+
+        A bottleneck is kept where it beats plain integers of as many bytes on text it did not learn from;
+        else the codec becomes `int4`. `codec_report` tells what was measured and which it is.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there is neither, or too little text.
         """
         plan = self.plan
-        if not plan.depths:
+        if not plan.depths and plan.local is None:
             raise ConfigError("there is no exit to train; name some: deploy(..., exits=[2, 4])")
-        found = train_exits(
-            plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, schedule=schedule, texts=texts
-        )
+        aids = plan.aids
+        if plan.local is not None:
+            trained = fit_gate(plan.local, plan.head, plan.tail, plan.anatomy, schedule=gate, texts=texts)
+            aids = replace(aids, gate=trained)
+        found = plan.exits
+        if plan.depths:
+            found = train_exits(
+                plan.head, plan.tail, plan.anatomy, plan.depths, risk=risk, signal=signal, schedule=schedule,
+                texts=texts,
+            )  # fmt: skip
+        plan = replace(plan, exits=found, aids=aids)
+        if is_bottleneck(self._codec):
+            plan, self.codec_report = self._bottleneck(plan, schedule, texts)
         self.close()
-        self.plan = replace(plan, exits=found)
+        self.plan, self.evaluation = plan, None
         self._digest = None  # no bundle holds these exits yet
         return found
+
+    def _bottleneck(
+        self, plan: LanguagePlan, schedule: ExitSchedule | None, texts: torch.Tensor | None
+    ) -> tuple[LanguagePlan, CodecReport]:
+        how = BottleneckSchedule()
+        if schedule is not None:
+            how = replace(how, texts=schedule.texts, length=schedule.length, seed=schedule.seed)
+            how = replace(how, first=schedule.first, progress=schedule.progress)
+        width = bytes_wanted(self._codec, plan.anatomy.hidden)
+        codec, report = train_bottleneck(plan.head, plan.tail, plan.anatomy, width, schedule=how, texts=texts)
+        if report.kept:
+            return replace(plan, codec=self._codec, bottleneck=codec), report
+        return replace(plan, codec="int4", bottleneck=None), report
+
+    def evaluate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 64,
+        sampling: Sampling | None = None,
+        stops: frozenset[int] | None = None,
+        progress: bool = True,
+    ) -> LanguageEvaluation:
+        """Answer prompts by the whole model, and record what all else would have said at each position, and
+        what it took. `auto` goes by it from then on; saved, it is what the simulator replays.
+
+        Args:
+            prompts: texts, or ids.
+            max_tokens: of an answer at most.
+            sampling: how tokens are drawn; greedy where not given.
+            stops: ids that end an answer; None for the model's own.
+            progress: whether a bar is shown.
+
+        Raises:
+            ConfigError: there is no prompt, or one has no room for an answer.
+        """
+        self.evaluation = evaluate_language(
+            self.plan,
+            [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts],
+            max_tokens=max_tokens,
+            stops=self.plan.stops if stops is None else stops,
+            sampling=sampling if sampling is not None else Sampling(),
+            progress=progress,
+        )
+        return self.evaluation
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -469,11 +585,6 @@ class LanguageDeployment:
                 self.link = Loopback(None, language=self.plan.cloud(digest))
             self._running = Looped(self._runtime(self.link, digest))
         return self._running
-
-
-def power_model(seconds: float) -> float:
-    """Seconds of a token; an assumed one where nothing was measured."""
-    return 0.01 if math.isnan(seconds) else seconds
 
 
 class Writing:

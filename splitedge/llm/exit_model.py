@@ -31,7 +31,7 @@ class ExitModel:
         exits: that stand in the head, none deeper than the cut.
         thresholds: confidence from which each exit is taken; missing ones are passed by.
         fill: keys and values of tokens that left early are computed (`exact`) or made from the state with
-            which they left (`propagate`: cheaper to begin with, and wrong by what docs/language.md measures).
+            which they left (`propagate`: cheaper, and wrong by what docs/language-splitting.md measures).
 
     Attributes:
         depth_run: tokens computed by each exit's blocks, for what it cost.
@@ -58,6 +58,7 @@ class ExitModel:
         self._ids: list[int] = []
         self._states: list[torch.Tensor] = [torch.zeros(0) for _ in self._ends]  # (tokens, hidden) each
         self.depth_run = [0 for _ in self._ends]
+        self._left: dict[int, int] = {}  # position: part behind which its token left
 
     @property
     def vocabulary(self) -> int:
@@ -74,7 +75,7 @@ class ExitModel:
         other = copy.copy(self)
         other._cache, other._ids = KVCache(), []
         other._states = [torch.zeros(0) for _ in self._ends]
-        other.depth_run = [0 for _ in self._ends]
+        other.depth_run, other._left = [0 for _ in self._ends], {}
         return other
 
     def step(self, ids: Sequence[int]) -> Step:
@@ -85,9 +86,11 @@ class ExitModel:
         for i, (net, trust) in enumerate(zip(self._exits.heads, self._exits.trust, strict=True)):
             state = self._through(i, len(ids))[-1:]
             with torch.inference_mode():
-                logits = net(state.unsqueeze(0))[0, -1].float().cpu().numpy()
-            sure = float(trust(logits))
+                said = net(state.unsqueeze(0))[0, -1].float()
+            logits = said.cpu().numpy()
+            sure = float(trust.of(net.sureness(state[-1], said, trust.signal)))
             if sure >= self.thresholds.get(i, 2.0) or i == last:
+                self._left[len(ids) - 1] = i
                 return Step(logits, i, sure)
         raise AssertionError("there is at least one exit")
 
@@ -109,6 +112,7 @@ class ExitModel:
     def forget(self) -> None:
         """Free what was kept."""
         self._ids = []
+        self._left = {}
         self._cache.clear()
         self._states = [torch.zeros(0) for _ in self._ends]
 
@@ -116,28 +120,37 @@ class ExitModel:
         kept = common(self._ids, ids)
         self._cache.crop(kept)
         self._states = [state[:kept] for state in self._states]
+        self._left = {at: part for at, part in self._left.items() if at < kept}
         self._ids = list(ids)
 
     @torch.inference_mode()
     def _through(self, part: int, stop: int) -> torch.Tensor:
         """Hidden states behind a part, of the first `stop` tokens at least; computes what is missing."""
-        done = len(self._states[part])
-        if done >= stop:
-            return self._states[part]
-        begin = 0 if part == 0 else self._ends[part - 1]
-        if part and self._fill == "exact":
-            self._through(part - 1, stop)
-        for start in range(done, stop, CHUNK):
-            end = min(start + CHUNK, stop)
+        for start, end, copied in self._missing(part, stop):
             positions, mask = steps_of([start], [end - start], end - start)
+            begin, last = 0 if part == 0 else self._ends[part - 1], self._ends[part]
             if part == 0:
                 entering = self._head.embedded(torch.tensor([self._ids[start:end]]), positions)
             else:
                 entering = self._through(part - 1, end)[start:end].unsqueeze(0)
-            leaving = self._head.body(
-                entering, positions, self._cache, mask, first=begin, last=self._ends[part]
-            )[0]
+            if copied:
+                self._head.body.fill(entering, positions, self._cache, begin, last)
+                leaving = entering[0]
+            else:
+                leaving = self._head.body(entering, positions, self._cache, mask, first=begin, last=last)[0]
+                self.depth_run[part] += end - start
             old = self._states[part]
             self._states[part] = leaving.clone() if not len(old) else torch.cat([old, leaving])
-            self.depth_run[part] += end - start
         return self._states[part]
+
+    def _missing(self, part: int, stop: int) -> list[tuple[int, int, bool]]:
+        """Stretches of tokens still to run through a part, and whether their states are only copied."""
+        found: list[tuple[int, int, bool]] = []
+        for at in range(len(self._states[part]), stop):
+            left = self._left.get(at, part)
+            copied = self._fill == "propagate" and left < part and at < len(self._ids) - 1
+            if found and found[-1][2] is copied and at - found[-1][0] < CHUNK:
+                found[-1] = (found[-1][0], at + 1, copied)
+            else:
+                found.append((at, at + 1, copied))
+        return found

@@ -27,8 +27,9 @@ from splitedge.llm.cache import KVCache
 from splitedge.llm.halves import LanguageHead, LanguageTail, Unembedding, steps_of
 from splitedge.thresholds import Floats, Threshold, threshold_for
 
-Signal = Literal["probability", "margin", "entropy"]
-SIGNALS: tuple[Signal, ...] = ("probability", "margin", "entropy")
+Signal = Literal["probability", "margin", "entropy", "reward"]
+SIGNALS: tuple[Signal, ...] = ("probability", "margin", "entropy", "reward")
+_JUDGE = 32  # width of the head that learns when an exit is right
 _BATCH = 16  # texts written, and trained on, at once
 
 
@@ -50,6 +51,8 @@ class ExitHead(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        # Learns whether the exit is right, from its state and what its logits show; for the signal `reward`.
+        self.judge = nn.Sequential(nn.Linear(hidden + 3, _JUDGE), nn.SiLU(), nn.Linear(_JUDGE, 1))
         # Not a part of this module: its weights belong to the model.
         self._unembedding = (unembedding,)
 
@@ -58,11 +61,39 @@ class ExitHead(nn.Module):
         logits: torch.Tensor = self._unembedding[0](hidden + self.adapter(hidden))
         return logits
 
+    def reward(self, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Logit (...,) of the probability that this exit's choice is the whole model's.
+
+        Args:
+            hidden: states (..., hidden) at the exit.
+            logits: (..., vocabulary) that it gave for them.
+        """
+        p = logits.float().softmax(-1)
+        two = p.topk(2, dim=-1).values
+        entropy = -(p * p.clamp_min(1e-30).log()).sum(-1, keepdim=True) / math.log(p.shape[-1])
+        shown = torch.cat([two[..., :1], two[..., :1] - two[..., 1:], entropy], dim=-1)
+        state = F.layer_norm(hidden.float(), hidden.shape[-1:])
+        out: torch.Tensor = self.judge(torch.cat([state, shown], dim=-1))
+        return out[..., 0]
+
+    @torch.no_grad()
+    def sureness(self, hidden: torch.Tensor, logits: torch.Tensor, signal: Signal) -> Floats:
+        """A signal (...,) of states (..., hidden) and the logits given for them; see `signal_of`."""
+        if signal == "reward":
+            out: Floats = self.reward(hidden, logits).sigmoid().double().cpu().numpy()
+            return out
+        return signal_of(logits.float().cpu().numpy(), signal)
+
 
 def signal_of(logits: npt.NDArray[np.floating], signal: Signal) -> Floats:
     """How sure logits (..., vocabulary) are, in [0, 1], more is surer: the greatest probability, its lead
     over the next one, or 1 less the normalised entropy.
+
+    Raises:
+        ConfigError: the signal is none of logits (`reward` needs the state too: `ExitHead.sureness`).
     """
+    if signal not in ("probability", "margin", "entropy"):
+        raise ConfigError(f"'{signal}' is no signal of logits; there are probability, margin and entropy")
     z = logits.astype(np.float64)
     z = z - z.max(axis=-1, keepdims=True)
     p = np.exp(z)
@@ -113,7 +144,11 @@ class Trust:
 
     def __call__(self, logits: npt.NDArray[np.floating]) -> Floats:
         """Probability for logits (..., vocabulary)."""
-        out: Floats = np.interp(signal_of(logits, self.signal), self.knots, self.values)
+        return self.of(signal_of(logits, self.signal))
+
+    def of(self, seen: npt.ArrayLike) -> Floats:
+        """Probability for values of the signal, of any shape."""
+        out: Floats = np.interp(np.asarray(seen, np.float64), self.knots, self.values)
         return out
 
 
@@ -234,10 +269,12 @@ def train_exits(
         raise ConfigError(f"exits stand behind 1 to {anatomy.depth - 1} blocks, got {list(depths)}")
     if not 0.0 < risk < 1.0:
         raise ConfigError(f"risk is a share between 0 and 1, got {risk}")
+    if signal not in SIGNALS:
+        raise ConfigError(f"no signal '{signal}' of an exit; there are {', '.join(SIGNALS)}")
     length = min(plan.length, anatomy.context)
     with _bar(plan.progress) as bar:
         if texts is None:
-            first = plan.first if plan.first is not None else _beginning(anatomy)
+            first = plan.first if plan.first is not None else beginning_of(anatomy)
             begun = bar.add_task("the model writes text to learn from", total=None)
             texts = written_texts(head, tail, anatomy, plan.texts + plan.texts // 2, length, plan.seed, first)
             bar.remove_task(begun)
@@ -249,15 +286,16 @@ def train_exits(
         task = bar.add_task("training exits", total=steps)
         for _ in _learn(head, tail, heads, wanted, learn, plan, steps):
             bar.advance(task)
+        if signal == "reward":
+            _learn_rewards(head, tail, heads, wanted, learn, plan)
     for net in heads:
         net.eval().requires_grad_(False)
     trust, reports = [], []
-    fitted, judged = (_said(head, tail, heads, wanted, part) for part in (fit, judge))
+    fitted, judged = (_said(head, tail, heads, wanted, part, signal) for part in (fit, judge))
     for i, depth in enumerate(wanted):
-        logits, same = fitted[i]
-        one = Trust.fit(signal, signal_of(logits, signal), same)
-        logits, same = judged[i]
-        sure = one(logits)
+        one = Trust.fit(signal, *fitted[i])
+        seen, same = judged[i]
+        sure = one.of(seen)
         found = threshold_for(sure, same, 1.0 - risk)
         taken = float((sure >= found.value).mean())
         reports.append(ExitReport(depth, float(same.mean()), ece(sure, same), found, taken))
@@ -265,7 +303,8 @@ def train_exits(
     return TrainedExits(tuple(wanted), tuple(heads), tuple(trust), tuple(reports))
 
 
-def _beginning(anatomy: Anatomy) -> int:
+def beginning_of(anatomy: Anatomy) -> int:
+    """Id that a text of this model begins with: its own beginning token, else 0."""
     first = getattr(anatomy.config, "bos_token_id", None)
     return first if isinstance(first, int) and 0 <= first < anatomy.vocabulary else 0
 
@@ -296,7 +335,7 @@ def _learn(
                 said = net(state).float().log_softmax(-1)
                 loss = loss + F.kl_div(said, target, reduction="none", log_target=True).sum(-1).mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             pace.step()
@@ -327,24 +366,54 @@ def _taps(
     return states, tail.logits(hidden)
 
 
+def _learn_rewards(
+    head: LanguageHead,
+    tail: LanguageTail,
+    heads: Sequence[ExitHead],
+    depths: Sequence[int],
+    texts: torch.Tensor,
+    plan: ExitSchedule,
+) -> None:
+    """Teach each exit, as it is now, when its choice is the model's."""
+    for net in heads:
+        net.eval()
+    weights = [w for net in heads for w in net.judge.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-3)
+    order = torch.Generator().manual_seed(plan.seed + 1)
+    for _ in range(plan.epochs):
+        shuffled = texts[torch.randperm(len(texts), generator=order)]
+        for begin in range(0, len(shuffled), _BATCH):
+            states, wanted = _taps(head, tail, depths, shuffled[begin : begin + _BATCH])
+            loss = torch.zeros(())
+            for net, state in zip(heads, states, strict=True):
+                with torch.no_grad():
+                    logits = net(state)
+                right = (logits.argmax(-1) == wanted.argmax(-1)).float()
+                loss = loss + F.binary_cross_entropy_with_logits(net.reward(state, logits), right)
+            optimiser.zero_grad()
+            loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+
 def _said(
     head: LanguageHead,
     tail: LanguageTail,
     heads: Sequence[ExitHead],
     depths: Sequence[int],
     texts: torch.Tensor,
+    signal: Signal,
 ) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
-    """Of each exit: its logits (tokens, vocabulary) over texts, and whether its choice is the model's."""
-    logits: list[list[torch.Tensor]] = [[] for _ in heads]
+    """Of each exit: its signal (tokens,) over texts, and whether its choice is the model's."""
+    signals: list[list[Floats]] = [[] for _ in heads]
     same: list[list[torch.Tensor]] = [[] for _ in heads]
     for begin in range(0, len(texts), _BATCH):
         states, wanted = _taps(head, tail, depths, texts[begin : begin + _BATCH])
         for i, (net, state) in enumerate(zip(heads, states, strict=True)):
             with torch.no_grad():
-                found = net(state).float()
-            logits[i].append(found.flatten(0, 1))
+                found = net(state)
+            signals[i].append(net.sureness(state, found, signal).ravel())
             same[i].append((found.argmax(-1) == wanted.argmax(-1)).flatten())
-    return [(torch.cat(a).double().numpy(), torch.cat(b).numpy()) for a, b in zip(logits, same, strict=True)]
+    return [(np.concatenate(a), torch.cat(b).numpy()) for a, b in zip(signals, same, strict=True)]
 
 
 def _bar(wanted: bool) -> Progress:

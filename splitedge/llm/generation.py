@@ -77,7 +77,12 @@ class Patience:
 
 @dataclass(slots=True)
 class Tally:
-    """What it took. Bytes as framed, seconds of the shell's clock; NaN where it did not happen."""
+    """What it took. Bytes as framed, seconds of the shell's clock; NaN where it did not happen.
+
+    `rejected` counts the first wrong draft of a round only: what stands behind it was never judged. So
+    `accepted / (accepted + rejected)` estimates the probability that a draft behind right ones is right,
+    whatever the length of rounds, and `accepted / proposed` does not.
+    """
 
     asks: int = 0
     cloud_tokens: int = 0
@@ -85,6 +90,7 @@ class Tally:
     bytes_down: int = 0
     proposed: int = 0
     accepted: int = 0
+    rejected: int = 0
     first_token_s: float = math.nan
     ended_s: float = math.nan
     compute_s: float = 0.0
@@ -265,9 +271,13 @@ class Generation:
 
     def _sent(self, now: float, event: Sent) -> None:
         self.tally.bytes_up += event.nbytes
+        if self._ask is not None:  # a long prompt is sent in pieces: silence counts from the last one
+            self._overdue = max(self._overdue, now + self._patience.overdue_s)
 
     def _told(self, now: float, event: Told) -> None:
         self.tally.bytes_down += event.nbytes
+        if event.ask == 0:
+            self._word_at = now  # a piece of a prompt arrived
         ask = self._ask
         if ask is None or event.ask != ask.ask:
             return  # a late word on what is settled
@@ -277,8 +287,9 @@ class Generation:
         right = ask.ids[len(ask.ids) - ask.drafts :][: event.accepted] if len(self._drafts) else ()
         if event.start != len(self.ids) + len(right):
             return  # a repeated attempt's, of tokens that are here already
-        self._drafts, self._sure = [], []
+        judged, self._drafts, self._sure = bool(self._drafts), [], []
         self.tally.accepted += len(right)
+        self.tally.rejected += judged and len(right) < ask.drafts
         self.tally.cloud_tokens += len(event.tokens)
         sources = ("draft",) * len(right) + ("cloud",) * len(event.tokens)
         self._emit(now, (*right, *event.tokens), sources)

@@ -67,6 +67,26 @@ class Blocks(nn.Module):
             hidden = out if isinstance(out, torch.Tensor) else out[0]
         return hidden
 
+    def fill(
+        self, hidden: torch.Tensor, positions: torch.Tensor, cache: KVCache, first: int, last: int
+    ) -> None:
+        """Give blocks keys and values of tokens as if `hidden` (1, T, hidden) entered each of them alike.
+
+        What is kept is wrong by as much as the states would have changed on the way ("state propagation" of
+        Elbayad et al., "Depth-Adaptive Transformer", ICLR 2020). Only norms and attention run.
+
+        Raises:
+            PartitionError: a block's norm and attention can not be told by their names.
+        """
+        given: dict[str, Any] = {"past_key_values": cache, "position_ids": positions}
+        if self.rotary is not None:
+            given["position_embeddings"] = self.rotary(hidden, position_ids=positions)
+        for block in self.blocks[first - self.first : last - self.first]:
+            norm, attention = _entrance(block)
+            takes = _takes(attention)
+            mask = {"attention_mask": None} if "attention_mask" in takes else {}
+            attention(norm(hidden), **{n: v for n, v in given.items() if n in takes}, **mask)
+
     def _mask(self, mask: torch.Tensor | None, hidden: torch.Tensor) -> torch.Tensor | None:
         width = hidden.shape[1]
         if not self._eager:
@@ -232,6 +252,19 @@ def _scale_of(model: nn.Module, anatomy: Anatomy) -> float:
         if torch.equal(ours, seen):
             return 1.0
         return float(anatomy.hidden**0.5)
+
+
+def _entrance(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A block's first norm and its attention."""
+    children = dict(block.named_children())
+    norm = children.get("input_layernorm") or children.get("ln_1")
+    attention = children.get("self_attn") or children.get("attn")
+    if norm is None or attention is None:
+        raise PartitionError(
+            f"{type(block).__name__}: norm and attention not found among {', '.join(children)}; "
+            "keys and values can only be filled exactly here"
+        )
+    return norm, attention
 
 
 def _takes(block: nn.Module) -> frozenset[str]:

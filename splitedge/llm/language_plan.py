@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from splitedge.edge.language import EdgeLanguage
+from splitedge.errors import ConfigError
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
-from splitedge.llm.cloud_model import CloudLanguageModel
-from splitedge.llm.exit_model import ExitModel
+from splitedge.llm.cloud_model import CloudLanguageModel, StateCodec
+from splitedge.llm.exit_model import ExitModel, Fill
 from splitedge.llm.exits import TrainedExits
+from splitedge.llm.gate import GatedModel
 from splitedge.llm.halves import LanguageHead, LanguageTail
+from splitedge.llm.state_bottleneck import Bottleneck, is_bottleneck
 from splitedge.llm.state_codecs import state_codec
-from splitedge.llm.token_model import WholeModel
+from splitedge.llm.token_model import TokenModel, WholeModel
 from splitedge.wire import Lane
 
 #: Name of the codec of a lane on which ids are sent.
@@ -48,6 +53,9 @@ class LanguagePlan:
         exits: trained exits; None before `fit`, or where there are none.
         depths: blocks before each exit that is wanted.
         stops: ids that end a text.
+        kv_fill: see `deploy_language`.
+        bottleneck: the trained codec where `codec` is `bottleneck`; None before `fit`, and otherwise.
+        aids: what was trained to choose between device and cloud.
     """
 
     head: LanguageHead
@@ -59,12 +67,27 @@ class LanguagePlan:
     exits: TrainedExits | None
     depths: tuple[int, ...]
     stops: frozenset[int]
+    kv_fill: Fill = "exact"
+    bottleneck: Bottleneck | None = None
+    aids: Aids = field(default_factory=Aids)
 
     def lanes(self, digest: str) -> tuple[Lane | None, Lane | None]:
         """Lane of ids, and of hidden states."""
         if self.codec == IDS:
             return Lane(digest, "", IDS), None
         return None, Lane(digest, f"blocks.{self.cut}", f"{self.codec}:{self.anatomy.hidden}")
+
+    def state_codec(self) -> StateCodec:
+        """What writes and reads hidden states.
+
+        Raises:
+            ConfigError: it is a bottleneck that was not trained yet, or the codec is `ids`.
+        """
+        if is_bottleneck(self.codec):
+            if self.bottleneck is None:
+                raise ConfigError(f"the codec '{self.codec}' is learned and was not trained yet: call fit()")
+            return self.bottleneck
+        return state_codec(self.codec, self.anatomy.hidden)
 
     def cloud(self, digest: str) -> CloudHalf:
         """The cloud's half."""
@@ -73,7 +96,7 @@ class LanguagePlan:
         if ids is not None:
             models[ids] = CloudLanguageModel(self.head, self.tail, self.anatomy)
         if states is not None:
-            codec = state_codec(self.codec, self.anatomy.hidden)
+            codec = self.state_codec()
             models[states] = CloudLanguageModel(None, self.tail, self.anatomy, codec)
         return CloudHalf(digest, models)
 
@@ -82,13 +105,18 @@ class LanguagePlan:
         ids, states = self.lanes(digest)
         head = None
         if self.exits is not None:
-            head = ExitModel(self.head, self.anatomy, self.exits)
+            head = ExitModel(self.head, self.anatomy, self.exits, fill=self.kv_fill)
         return EdgeLanguage(
             vocabulary=self.anatomy.vocabulary,
             context=self.anatomy.context,
-            draft=None if self.local is None else self.local.fresh,
+            draft=self._draft(),
             exits=None if head is None else head.fresh,
             ids_lane=ids,
             states_lane=states,
-            codec=None if states is None else state_codec(self.codec, self.anatomy.hidden),
+            codec=None if states is None else self.state_codec(),
         )
+
+    def _draft(self) -> Callable[[], TokenModel] | None:
+        if self.local is None:
+            return None
+        return self.local.fresh if self.aids.gate is None else GatedModel(self.local, self.aids.gate).fresh

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from splitedge.errors import BundleError
-from splitedge.llm.exits import ExitReport, TrainedExits, Trust
+from splitedge.errors import BundleError, ConfigError
+from splitedge.llm.aids import Aids
+from splitedge.llm.exits import ExitReport, Signal, TrainedExits, Trust
 from splitedge.llm.tokenizers import TokenizerEntry
 from splitedge.llm.weights import MAX_DEPTH, ModelEntry
 from splitedge.thresholds import Threshold
@@ -24,7 +25,7 @@ class _Entry(BaseModel):
 class TrustEntry(_Entry):
     """The fields of `exits.Trust`."""
 
-    signal: Literal["probability", "margin", "entropy"]
+    signal: Signal
     knots: list[float] = Field(max_length=1 << 20)
     values: list[float] = Field(max_length=1 << 20)
     rows: int
@@ -89,6 +90,7 @@ class LanguageEntry(_Entry):
         model: the cloud's; its parts lie in `edge/model.safetensors` and `cloud/model.safetensors`.
         local: the device's own, in `edge/local.safetensors`.
         exits: trained ones; empty before `fit`.
+        aids: as `Aids.to_json` gives them; null for none.
     """
 
     kind: Literal["language"]
@@ -100,6 +102,15 @@ class LanguageEntry(_Entry):
     exits: list[LanguageExitEntry] = Field(max_length=MAX_DEPTH)
     local: ModelEntry | None
     tokenizer: TokenizerEntry
+    kv_fill: Literal["exact", "propagate"] = "exact"
+    aids: dict[str, Any] | None = None
+
+    def made_aids(self) -> Aids:
+        """The live aids."""
+        try:
+            return Aids() if self.aids is None else Aids.from_json(self.aids)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"'manifest.json': plan.aids: {error}") from None
 
 
 def parse_language(plan: Mapping[str, Any]) -> LanguageEntry:

@@ -8,7 +8,7 @@ call of its own and can not be forgotten.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -150,6 +150,29 @@ class WholeModel:
         logits = advance(self._head, self._tail, self._cache, ids, kept)
         self._ids = list(ids)
         return Step(logits)
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int], rows: int = 64) -> Iterator[Logits]:
+        """What comes after each of these ids, in one pass over a context of its own; what was kept stays.
+
+        Args:
+            ids: at least one.
+            rows: tokens a piece, which bounds the memory that logits take.
+
+        Yields:
+            float32 (up to `rows`, vocabulary), in order.
+
+        Raises:
+            Rejected: see `TokenModel.step`.
+        """
+        checked(ids, self.vocabulary, self.context)
+        cache, device = KVCache(), next(self._head.parameters()).device
+        for start in range(0, len(ids), rows):
+            part = list(ids[start : start + rows])
+            positions, mask = steps_of([start], [len(part)], len(part))
+            positions = positions.to(device)
+            hidden = self._head(torch.tensor([part], device=device), positions, cache, mask)
+            yield self._tail(hidden, positions, cache, mask)[0].float().cpu().numpy()
 
     def forget(self) -> None:
         """Free what was kept."""
