@@ -130,14 +130,19 @@ class Columns(Mapping[str, Column]):
         self._names = np.array(["", *names, "nothing"])
 
     def __getitem__(self, name: str) -> Column:
+        if name not in self:
+            raise KeyError(name)
         if name == "deadline_s":
             return np.broadcast_to(np.float64(self._deadline_s), len(self._rows))
         codes: Column = self._rows["asker" if name == "device" else name]
         if name in ("planned", "option"):
-            return names_of(codes, self._names)
+            codes = names_of(codes, self._names)
         if name in ("route", "error"):
-            return np.array(ROUTES if name == "route" else ERRORS)[codes]
+            codes = np.array(ROUTES if name == "route" else ERRORS)[codes]
         return codes
+
+    def __contains__(self, name: object) -> bool:
+        return name in COLUMNS or name == "attempts"
 
     def __iter__(self) -> Iterator[str]:
         return iter((*COLUMNS, "attempts"))

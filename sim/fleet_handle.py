@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from splitedge.sim.compiled import COMPILES
 from splitedge.sim.fleet_world import World
 
 if COMPILES:
-    from numba.core import types
-    from numba.experimental import structref
+    types: Any = importlib.import_module("numba.core.types")
+    structref: Any = importlib.import_module("numba.experimental.structref")
 
-    class WorldType(types.StructRef):  # type: ignore[misc]  # numba is not typed
+    class WorldType(types.StructRef):  # type: ignore[misc]  # numba is typed in part
         """What numba knows it by."""
 
         def preprocess_fields(self, fields: Any) -> Any:

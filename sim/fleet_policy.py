@@ -71,7 +71,7 @@ class Fleet:
             SimulationError: the policy fails on arrays, or chooses an option that does not exist.
         """
         if which is not None:
-            seen = Seen(*(field[..., which] for field in seen))
+            seen = Seen._make(field[..., which] for field in seen)
         power = self._power
         n = len(seen.t_s)
         obs = Observation(

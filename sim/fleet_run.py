@@ -30,7 +30,8 @@ def window(rules: Any, devices: int, rate_hz: float) -> float:
     time and those of one device are so far apart that a reply is there long before the next.
     """
     latency_s = rules.deadline_s if rules.timed else rules.patience_s
-    return max(rules.lookahead_s, min(WINDOW_REQUESTS / (devices * rate_hz), 1.0 / rate_hz - 2.0 * latency_s))
+    apart_s = 1.0 / rate_hz - 2.0 * latency_s
+    return float(max(rules.lookahead_s, min(WINDOW_REQUESTS / (devices * rate_hz), apart_s)))
 
 
 class Run:
@@ -131,7 +132,7 @@ class Run:
         loops, seen = self._loops, self._seen
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
         arrive(loops, asked, seen)
-        choice = self._fleet.ask(Seen(*(field[..., :n] for field in seen)), NONE, row=due.row)
+        choice = self._fleet.ask(Seen._make(field[..., :n] for field in seen), NONE, row=due.row)
         pursue(loops, asked.slot, seen, np.arange(n), choice)
 
     def _come_to(self, device: Ints, until: Floats, force: bool) -> None:

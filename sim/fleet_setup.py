@@ -103,10 +103,9 @@ def ways_of(scenario: Scenario, up: Trace, down: Trace) -> tuple[Way, Way]:
     part = scenario.channel
     rtt = part.rtt_ms / 1e3 if part.rtt_ms is not None else (up.rtt or 0.0)
     start = 0.0 if part.loop else part.start_s
-    one, other = (
-        way(Channel(trace.capacity(direction), rtt, part.buffer_kb * 1000, start, part.loop))
-        for trace, direction in ((up, "up"), (down, "down"))
-    )
+    room = part.buffer_kb * 1000
+    one = way(Channel(up.capacity("up"), rtt, room, start, part.loop))
+    other = way(Channel(down.capacity("down"), rtt, room, start, part.loop))
     return one, other
 
 
