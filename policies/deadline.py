@@ -87,6 +87,9 @@ class Deadline(Policy):
             top = where(value > top, value, top)
             fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
+        low = tolerance > self.tolerance
+        if low is not False:  # what crowds the device is no reason to spend the last of a battery
+            values = _without_price(found, values, low, tolerance, top)
         best = _cheapest(found, values, top - tolerance)
         if fits is not True:  # for one device something fits, as a rule
             best = where(fits, best, _fastest(obs, found))
@@ -136,6 +139,19 @@ def _fastest(obs: Observation, found: list[Worth]) -> Any:
                 best = where(better, i, best)
                 best_s = where(better, mean, best_s)
     return best
+
+
+def _without_price(found: list[Worth], values: list[Any], low: Any, tolerance: Any, top: Any) -> list[Any]:
+    """Values that count an option as good enough where its chance to be right is, whatever the device's
+    seconds are worth; only where the battery is `low`.
+    """
+    most: Any = -math.inf
+    for one in found:
+        most = where(one.right > most, one.right, most)
+    return [
+        where(low & (one.right >= most - tolerance) & (value < top), top, value)
+        for one, value in zip(found, values, strict=True)
+    ]
 
 
 def _cheapest(found: list[Worth], values: list[Any], floor: Any) -> Any:

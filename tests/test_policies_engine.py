@@ -85,6 +85,8 @@ def test_a_budget_is_kept_in_the_joules_that_the_engine_counts():
 
 
 def test_a_low_battery_is_the_reason_that_is_given():
-    records = drive("deadline", battery=0.04)
+    records = drive("deadline", battery=0.04, rate_hz=4.0)
     assert any("the battery is critically low at 4%" in r.reason for r in records)
-    assert sum(r.energy_j for r in records) < sum(r.energy_j for r in drive("deadline", battery=0.9))
+    assert sum(r.energy_j for r in records) < sum(
+        r.energy_j for r in drive("deadline", battery=0.9, rate_hz=4.0)
+    )

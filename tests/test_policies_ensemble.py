@@ -160,7 +160,7 @@ def test_an_exit_that_is_sure_answers_and_what_goes_on_goes_the_way_kept():
     start = observe(deadline_s=0.2, goodput=1e6)
     assert chosen(policy, start) is SPLIT_A
     at_exit = observe(deadline_s=0.19, exit=1, sunk_s=0.004, t_s=1.0, goodput=1e8)
-    assert chosen(policy, at_exit._replace(confidence=0.99)) is EXIT1
+    assert chosen(policy, at_exit._replace(confidence=1.0)) is EXIT1
     unsure = at_exit._replace(confidence=0.1)
     assert chosen(Deadline(0.0), unsure) is CLOUD
     decision = policy.decide(unsure)
