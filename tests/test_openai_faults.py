@@ -7,14 +7,18 @@ import contextlib
 import json
 
 import aiohttp
+import numpy as np
 import pytest
 from language_processes import free_port, saved
 
 from splitedge.edge.link import ZmqLink
 from splitedge.edge.openai_api import OpenAiApi
 from splitedge.edge.settings import EdgeSettings
+from splitedge.llm.aids import Aids
 from splitedge.llm.deployment import load_deployment
 from splitedge.llm.generation import Patience
+from splitedge.llm.queries import Hashing
+from splitedge.llm.router_fit import fit_router
 from splitedge.loopback import Loopback
 
 
@@ -134,5 +138,34 @@ def test_a_client_that_leaves_is_counted_as_gone(bundle):
             async with session.get("/records?count=1") as response:
                 row = (await response.json())["records"][0]
             assert row["error"] == "RequestCancelled" and row["mode"] == "cloud_stream"
+
+    asyncio.run(run())
+
+
+def test_the_query_router_sends_each_request_its_way(bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    easy = rng.random(600) < 0.5
+    fill = ["one", "two", "three", "four", "five", "six", "seven"]
+    texts = [" ".join([*rng.choice(fill, 5), "weather" if one else "theorem"]) for one in easy]
+    router = fit_router(
+        texts, easy.astype(float), np.ones(600), hashing=Hashing(1 << 8, 0), aim="budget", to=0.5
+    )
+    with load_deployment(bundle) as deployment:
+        deployment.attach(Aids(router=router))
+        deployment.save(tmp_path / "routed")
+
+    async def run():
+        async with serving(tmp_path / "routed", mode="route") as (_, session, _):
+            for word, mode in (("weather", "local"), ("theorem", "cloud_stream")):
+                status, _, body = await ask(session, prompt=f"three one {word}", max_tokens=6)
+                more = json.loads(body)["splitedge"]
+                assert status == 200 and more["mode"] == mode and more["why"]
+                talk = [{"role": "system", "content": "weather theorem"}, {"role": "user", "content": word}]
+                body = {"model": "tiny", "messages": talk, "max_tokens": 4}
+                async with session.post("/v1/chat/completions", json=body) as response:
+                    assert (await response.json())["splitedge"]["mode"] == mode
+        async with serving(bundle) as (_, session, _):
+            status, _, body = await ask(session, ours={"mode": "route"})
+            assert status == 400 and "no query router" in body
 
     asyncio.run(run())

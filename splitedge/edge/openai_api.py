@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from splitedge.errors import (
     CloudBusy,
     CloudFailed,
     CloudUnavailable,
+    ConfigError,
     DeadlineExceeded,
     LinkError,
     Rejected,
@@ -47,12 +48,14 @@ log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 RETRY_S = 2.0
+AUTO, ROUTE = "auto", "route"
 MAX_RECORDS = 1000
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: How our errors are told: status, OpenAI's type and code.
 _TOLD: tuple[tuple[type[SplitedgeError], int, str, str | None], ...] = (
     (Rejected, 400, "invalid_request_error", None),
+    (ConfigError, 400, "invalid_request_error", None),
     (CloudBusy, 429, "rate_limit_error", "rate_limit_exceeded"),
     (DeadlineExceeded, 504, "timeout_error", "deadline_exceeded"),
     (CloudUnavailable, 503, "server_error", "cloud_unavailable"),
@@ -91,6 +94,12 @@ class Writer(Protocol):
         self, prompt: int, max_tokens: int, mode: Mode | str, drafts: int | None, on_loss: OnLoss
     ) -> tuple[Way, str]:
         """How a text of so many tokens is written now, and why."""
+        ...
+
+    def decide_query(
+        self, prompt: str | Sequence[int], drafts: int | None, on_loss: OnLoss
+    ) -> tuple[Way, str]:
+        """How the query router has a prompt answered, and why."""
         ...
 
 
@@ -233,7 +242,7 @@ class OpenAiApi:
             )  # fmt: skip
         self._under_way += 1
         try:
-            answer = self._begin(asked)
+            answer = await self._begin(asked)
             try:
                 if asked.stream:
                     return await self._events(request, answer)
@@ -244,7 +253,7 @@ class OpenAiApi:
         finally:
             self._under_way -= 1
 
-    def _begin(self, asked: Request) -> Answer:
+    async def _begin(self, asked: Request) -> Answer:
         """Decide how, and begin."""
         writer, language = self._writer, self._settings.language
         ids, said = prompt_of(asked, writer.tokenizer, language.role)
@@ -263,9 +272,9 @@ class OpenAiApi:
             )  # fmt: skip
         mode = asked.more.mode or language.mode
         on_loss = asked.more.on_loss or language.on_loss
-        if mode == "auto" and self.why_not_ready():
+        if mode in (AUTO, ROUTE) and self.why_not_ready():
             raise ApiError(self.why_not_ready(), 503, "server_error", "cloud_unavailable", None, RETRY_S)
-        if mode != "auto" and mode not in writer.modes:
+        if mode not in (AUTO, ROUTE) and mode not in writer.modes:
             have = ", ".join(writer.modes)
             raise ApiError(
                 f"this edge can not write in the mode '{mode}'; it has {have}", param="splitedge.mode"
@@ -275,7 +284,12 @@ class OpenAiApi:
                 "logprobs are known only where the device's model writes every token (the cloud tells "
                 "tokens, not probabilities): ask with splitedge: {mode: 'local'}", param="logprobs",
             )  # fmt: skip
-        way, why = writer.decide(len(ids), count, mode, asked.more.drafts or language.drafts, on_loss)
+        drafts = asked.more.drafts or language.drafts
+        if mode == ROUTE:  # a router may have the device's model read the prompt: not on the loop's thread
+            query = asked.query or said.text
+            way, why = await asyncio.to_thread(writer.decide_query, query, drafts, on_loss)
+        else:
+            way, why = writer.decide(len(ids), count, mode, drafts, on_loss)
         limit = math.inf if language.deadline_s is None else language.deadline_s
         deadline = asked.deadline_s if asked.more.deadline_ms is not None else limit
         wish = Wish(tuple(ids), count, writer.stops, deadline)

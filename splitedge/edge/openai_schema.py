@@ -61,7 +61,7 @@ class Extension(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    mode: Literal["auto", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None = None
+    mode: Literal["auto", "route", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None = None
     drafts: int | None = Field(default=None, ge=1, le=64)
     on_loss: Literal["wait", "local"] | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
@@ -164,6 +164,11 @@ class Request:
     stream: bool
     usage: bool
     more: Extension
+
+    @property
+    def query(self) -> str:
+        """What a chat's user said last; empty for a completion."""
+        return next((text for role, text in reversed(self.messages) if role == "user"), "")
 
     @property
     def deadline_s(self) -> float:

@@ -52,7 +52,8 @@ class LanguageEdgeSettings(BaseModel):
     """What an operator may turn. Unknown names are refused.
 
     Attributes:
-        mode: how texts are written unless a request says otherwise: `auto`, `local`, `cloud_stream`, `spec`,
+        mode: how texts are written unless a request says otherwise: `auto`, `route` (by the query
+            router), `local`, `cloud_stream`, `spec`,
             `split`, `exit` or `assist`.
         drafts: most drafts a round (`spec`); None for what is predicted best.
         on_loss: while the cloud is away `wait`, or go on by the device's model (`local`).
@@ -66,7 +67,7 @@ class LanguageEdgeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["auto", "local", "cloud_stream", "spec", "split", "exit", "assist"] = "auto"
+    mode: Literal["auto", "route", "local", "cloud_stream", "spec", "split", "exit", "assist"] = "auto"
     drafts: int | None = Field(default=None, ge=1, le=64)
     on_loss: Literal["wait", "local"] = "wait"
     deadline_s: float | None = Field(default=None, gt=0, le=86400, allow_inf_nan=False)

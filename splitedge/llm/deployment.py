@@ -273,9 +273,7 @@ class LanguageDeployment:
         why = "asked for"
         if way is None:
             if mode == ROUTE or (mode == AUTO and router is not None):
-                found = self.route(prompt, router)
-                why = found.why
-                way = self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss)
+                way, why = self.decide_query(prompt, drafts, on_loss, router)
             else:
                 way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
         wish = Wish(tuple(ids), max_tokens, self.plan.stops if stops is None else stops, deadline_s)
@@ -308,13 +306,28 @@ class LanguageDeployment:
         choice = self.choose(prompt, max_tokens, objective)
         return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
 
+    def decide_query(
+        self,
+        prompt: str | Sequence[int],
+        drafts: int | None = None,
+        on_loss: OnLoss = "wait",
+        router: QueryRouter | None = None,
+    ) -> tuple[Way, str]:
+        """How the query router has a prompt answered, and why; the arguments are those of `stream`.
+
+        Raises:
+            ConfigError: there is no router.
+        """
+        found = self.route(prompt, router)
+        return self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss), found.why
+
     def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss) -> Way:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
             gate = self.plan.aids.gate
             thresholds = {-1: 0.5 if gate is None else gate.threshold}
-        keeps = self.plan.codec == IDS
+        keeps = self.plan.codec == IDS or self._black_box is not None
         return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
 
     def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
