@@ -41,9 +41,11 @@ class Battery:
 
     def tolerance(self, usual: float, charge: Any) -> Any:
         """The tolerance of accuracy at a charge; a float, or of the charge's shape (N,)."""
-        low = max(usual, self.low_tolerance)
-        critical = max(usual, self.critical_tolerance)
-        return where(charge <= self.critical, critical, where(charge <= self.low, low, usual))
+        is_low, is_critical = charge <= self.low, charge <= self.critical
+        if is_low is False and is_critical is False:
+            return usual
+        low, critical = max(usual, self.low_tolerance), max(usual, self.critical_tolerance)
+        return where(is_critical, critical, where(is_low, low, usual))
 
     def is_critical(self, charge: Any) -> Any:
         """Whether the charge is at `critical` or below."""

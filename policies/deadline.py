@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
-from splitedge.policies.in_time import Prospects, Worth, price_of_device
+from splitedge.policies.in_time import Expected, Prospects, price_of_device
 from splitedge.policies.latency import known_accuracy
-from splitedge.policies.scout import check_scout, scout
+from splitedge.policies.scout import check_scout, scout, scouts_now
 from splitedge.policy import Decision, Observation, Policy, latency_mean, where
 from splitedge.policy_argument import read_argument
 
@@ -77,15 +77,16 @@ class Deadline(Policy):
         """The option worth most; of equals, the cheapest."""
         prospects = Prospects(obs)
         price = price_of_device(obs)
-        found = prospects.worth
+        found = prospects.found
         values: list[Any] = []
         top: Any = -math.inf
         fits: Any = False
-        for one in found:
-            value = one.right - price * one.busy_s
+        for right, _, busy_s, _, chance in found:
+            value = right - price * busy_s
             values.append(value)
             top = where(value > top, value, top)
-            fits = fits | ((one.right >= 0.0) & (one.chance >= _LIKELY))
+            if fits is not True:
+                fits = fits | ((right >= 0.0) & (chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
         low = tolerance > self.tolerance
         if low is not False:  # what crowds the device is no reason to spend the last of a battery
@@ -93,11 +94,14 @@ class Deadline(Policy):
         best = _cheapest(found, values, top - tolerance)
         if fits is not True:  # for one device something fits, as a rule
             best = where(fits, best, _fastest(obs, found))
-        rights = [known_accuracy(option, obs) for option in obs.options]
-        due = where(self.battery.is_critical(obs.battery), False, prospects.device_answers)
-        sent = scout(obs, best, due, rights, top + tolerance, self.scout_s)
-        why = where(sent >= 0, _SCOUTS, where(fits, _FITS, _NONE_FITS))
-        return Decision(where(sent >= 0, sent, best), why)
+        why = where(fits, _FITS, _NONE_FITS)
+        due = prospects.device_answers & prospects.reach & scouts_now(obs, self.scout_s)
+        if due is not False:
+            due = where(self.battery.is_critical(obs.battery), False, due)
+            rights = [known_accuracy(option, obs) for option in obs.options]
+            sent = scout(obs, best, due, rights, top + tolerance)
+            best, why = where(sent >= 0, sent, best), where(sent >= 0, _SCOUTS, why)
+        return Decision(best, why)
 
     def explain(self, obs: Observation, decision: Decision) -> str:
         """One sentence."""
@@ -127,44 +131,44 @@ class Deadline(Policy):
         return f"{option.name} {worth}: {right}, {late} ({link}){why}"
 
 
-def _fastest(obs: Observation, found: list[Worth]) -> Any:
+def _fastest(obs: Observation, found: list[Expected]) -> Any:
     """The option of the least mean latency in reach; of equals, a local one."""
     best: Any = -1
     best_s: Any = math.inf
     for local_first in (False, True):
         for i, option in enumerate(obs.options):
             if option.remote is local_first:
-                mean = where(found[i].right >= 0.0, found[i].mean_s, math.inf)
+                right, _, _, mean_s, _ = found[i]
+                mean = where(right >= 0.0, mean_s, math.inf)
                 better = (mean < best_s) | (best < 0)
                 best = where(better, i, best)
                 best_s = where(better, mean, best_s)
     return best
 
 
-def _without_price(found: list[Worth], values: list[Any], low: Any, tolerance: Any, top: Any) -> list[Any]:
+def _without_price(found: list[Expected], values: list[Any], low: Any, tolerance: Any, top: Any) -> list[Any]:
     """Values that count an option as good enough where its chance to be right is, whatever the device's
     seconds are worth; only where the battery is `low`.
     """
     most: Any = -math.inf
-    for one in found:
-        most = where(one.right > most, one.right, most)
+    for right, _, _, _, _ in found:
+        most = where(right > most, right, most)
     return [
-        where(low & (one.right >= most - tolerance) & (value < top), top, value)
+        where(low & (one[0] >= most - tolerance) & (value < top), top, value)
         for one, value in zip(found, values, strict=True)
     ]
 
 
-def _cheapest(found: list[Worth], values: list[Any], floor: Any) -> Any:
+def _cheapest(found: list[Expected], values: list[Any], floor: Any) -> Any:
     """The option of least joules among those whose value is at least `floor`; of equals, the fastest."""
     best: Any = 0
     best_j: Any = math.inf
     best_s: Any = math.inf
-    for i, one in enumerate(found):
+    for i, (_, joules, _, mean_s, _) in enumerate(found):
         good = values[i] >= floor
         if good is False:
             continue
-        cost = where(good, one.joules, math.inf)
-        mean = where(good, one.mean_s, math.inf)
+        cost, mean = where(good, joules, math.inf), where(good, mean_s, math.inf)
         better = (cost < best_j) | ((cost == best_j) & (mean < best_s))
         best = where(better, i, best)
         best_j = where(better, cost, best_j)

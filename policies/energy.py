@@ -11,7 +11,7 @@ from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
 from splitedge.policies.budget import Budget, Lifetime, PerRequest, Share
 from splitedge.policies.latency import known_accuracy, within_reach
-from splitedge.policies.scout import check_scout, scout
+from splitedge.policies.scout import check_scout, scout, scouts_now
 from splitedge.policy import Decision, Observation, Option, Policy, joules, latency_mean, latency_q95, where
 from splitedge.policy_argument import read_argument
 from splitedge.record import Record
@@ -110,8 +110,11 @@ class Energy(Policy):
             cheapest, _, _ = _greatest([-j for j in cost], near, seconds, utility)
             best = where(tolerance > 0.0, cheapest, best)
         answers = where(self.battery.is_critical(obs.battery), False, _answers(obs, seconds))
+        due = answers & within_reach(obs, True) & scouts_now(obs, self.scout_s)
+        if due is False:
+            return Decision(best, _BEST)
         worth = [self.v * known_accuracy(o, obs) - price * j for o, j in zip(obs.options, cost, strict=True)]
-        sent = scout(obs, best, answers, worth, top, self.scout_s)
+        sent = scout(obs, best, due, worth, top)
         return Decision(where(sent >= 0, sent, best), where(sent >= 0, _SCOUTS, _BEST))
 
     def learn(self, record: Record) -> None:

@@ -6,8 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 from splitedge.paths import EQUAL
-from splitedge.policies.latency import known_accuracy, within_reach
-from splitedge.policy import Observation, Option, edge_left, joules, where
+from splitedge.policies.latency import known_accuracy
+from splitedge.policies.terms import Local, Remote, terms_of
+from splitedge.policy import Observation, Option, edge_left, joules_of_tail, where
 
 #: Student's t with 2 degrees of freedom has its 95th percentile at 2.92 and a closed form.
 _T95 = 2.92
@@ -15,6 +16,7 @@ _T95 = 2.92
 _EARLY = 1.5
 _FAR = 1e9
 _LEAST = 1e-12  # seconds squared: a spread of nothing
+_UNKNOWN = (math.nan,) * 5
 #: Of accuracy: what a second of an idle device is worth to the requests behind, and how much more for every
 #: second that is queued there already. Without the latter a policy fills a device that has no time left.
 BUSY, CROWDED = 0.1, 20.0
@@ -30,10 +32,12 @@ def accuracy_here(option: Option, obs: Observation) -> Any:
     95%, the whole model behind WebP was right in 98%; in 93% of all.)
     """
     usual = known_accuracy(option, obs)
-    exits = [o for o in obs.options if o.exit is not None and o.exit == obs.exit]
-    if obs.exit < 0 or not exits or option is exits[0]:
+    if obs.exit < 0:
         return usual
-    share = (1.0 - option.accuracy) / max(1.0 - exits[0].accuracy, _LEAST)
+    passed = terms_of(obs.options).exits.get(obs.exit)
+    if passed is None or option is passed:
+        return usual
+    share = (1.0 - option.accuracy) / max(1.0 - passed.accuracy, _LEAST)
     here = 1.0 - (1.0 - obs.confidence) * min(share, 1.0)
     return where(here == here, here, usual)
 
@@ -61,6 +65,10 @@ class Worth(NamedTuple):
     chance: Any
 
 
+#: The fields of a `Worth`, as a plain tuple: they are made for every option of every decision.
+Expected = tuple[Any, Any, Any, Any, Any]
+
+
 class Prospects:
     """What can be expected of every option of an observation. Numbers are floats or of shape (N,).
 
@@ -75,79 +83,109 @@ class Prospects:
 
     Args:
         obs: what the policy sees.
+
+    Attributes:
+        found: what each option is worth, in the order of the options.
+        device_answers: whether an option of the device fits, at the 95th percentile.
+        reach: whether a remote option may be chosen.
     """
 
+    __slots__ = ("device_answers", "found", "reach")
+
     def __init__(self, obs: Observation) -> None:
-        rows, up, down, rtt, queue = obs.rows, obs.goodput, obs.downlink, obs.rtt, obs.queue
-        self._obs = obs
-        self._up, self._up_most = 8.0 * rows / up.mean, 8.0 * rows / up.low
-        self._down, self._down_most = 8.0 * rows / down.mean, 8.0 * rows / down.low
-        self._link = rtt.mean + queue.mean
-        delay, wait = rtt.high - rtt.mean, queue.high - queue.mean
-        self._squares = delay * delay + wait * wait
-        self._reach = within_reach(obs, True)
-        # What the device answers: how often right, its 95th percentile, what it costs, and right in time.
-        self._right: Any = 0.0
-        self._late: Any = math.inf
-        self._cost: Any = 0.0
-        self._busy: Any = 0.0
-        self._surely: Any = 0.0
-        found = [None if option.remote else self._here(option) for option in obs.options]
-        #: What each option is worth, in the order of the options.
-        self.worth = [
-            self._there(option) if one is None else one
-            for option, one in zip(obs.options, found, strict=True)
-        ]
+        terms = terms_of(obs.options)
+        self.found: list[Expected] = [_UNKNOWN] * len(obs.options)
+        self.reach = obs.link_up if terms.local else True
+        fallback = self._here(terms.local, obs)
+        self.device_answers = fallback[1] < math.inf
+        if terms.remote:
+            self._there(terms.remote, obs, fallback)
 
     @property
-    def device_answers(self) -> Any:
-        """Whether an option of the device fits, at the 95th percentile."""
-        return self._late < math.inf
+    def worth(self) -> list[Worth]:
+        """`found` with names."""
+        return [Worth(*one) for one in self.found]
 
-    def _here(self, option: Option) -> Worth:
-        """Of an option that needs no cloud; the fall-back from now on, if it is the best so far."""
-        obs = self._obs
-        edge, most, right = self._device(option)
-        more = most - edge
-        mean, late = obs.edge_wait_s + edge, obs.edge_wait_s + most
-        chance = self._chance(mean, more * more)
-        worth = Worth(chance * right, edge * obs.joules_per_edge_s, edge, mean, chance)
-        best = self._right
-        better = (right > best + EQUAL) | ((right > best - EQUAL) & (late < self._late))
-        better = better & (late <= obs.deadline_s) & (late < math.inf)
-        if better is not False:
-            self._right = where(better, right, best)
-            self._late = where(better, late, self._late)
-            self._cost = where(better, worth.joules, self._cost)
-            self._busy = where(better, edge, self._busy)
-            self._surely = where(better, worth.right, self._surely)
-        return worth
+    def _here(self, local: tuple[Local, ...], obs: Observation) -> Expected:
+        """Of the options that need no cloud; gives what the best of them that fits is as a fall-back: how
+        often right, its 95th percentile, what it costs, its seconds of the device, and right in time.
+        """
+        rows, wait, left, watts = obs.rows, obs.edge_wait_s, obs.deadline_s, obs.joules_per_edge_s
+        best: Any = 0.0
+        least: Any = math.inf
+        cost: Any = 0.0
+        busy: Any = 0.0
+        surely: Any = 0.0
+        for i, option, edge_s, most_s, right in local:
+            if obs.exit < 0:
+                edge, most = edge_s * rows, most_s * rows
+            else:
+                edge, most, right = _after_exit(option, obs)
+            more = most - edge
+            mean, late = wait + edge, wait + most
+            chance = _chance(left - mean, more * more)
+            sure, spent = chance * right, edge * watts
+            self.found[i] = (sure, spent, edge, mean, chance)
+            better = (right > best + EQUAL) | ((right > best - EQUAL) & (late < least))
+            better = better & (late <= left) & (late < math.inf)
+            if better is not False:
+                best = where(better, right, best)
+                least = where(better, late, least)
+                cost = where(better, spent, cost)
+                busy = where(better, edge, busy)
+                surely = where(better, sure, surely)
+        return best, least, cost, busy, surely
 
-    def _there(self, option: Option) -> Worth:
-        """Of a remote option, with the fall-back behind it."""
-        obs = self._obs
-        edge, most, right = self._device(option)
-        more, cloud = most - edge, option.cloud_s * obs.rows
-        sent, back = option.bytes_up * self._up, option.bytes_down * self._down
-        mean = obs.edge_wait_s + edge + sent + back + self._link + cloud
-        up = option.bytes_up_q95 * self._up_most - sent
-        down, slow = option.bytes_down * self._down_most - back, option.cloud_s_q95 * obs.rows - cloud
-        chance = self._chance(mean, more * more + up * up + down * down + slow * slow + self._squares)
-        spare = (1.0 - chance) * (self._late + most <= obs.deadline_s)
-        value = where(self._reach, chance * right + spare * self._surely, -1.0)
-        cost = joules(option, obs) + spare * self._cost
-        return Worth(value, cost, edge + spare * self._busy, mean, chance)
+    def _there(
+        self, remote: tuple[Remote, ...], obs: Observation, fallback: tuple[Any, Any, Any, Any, Any]
+    ) -> None:
+        """Of the remote options, with the fall-back behind each."""
+        _, late, cost, busy, surely = fallback
+        rows, wait, left, reach = obs.rows, obs.edge_wait_s, obs.deadline_s, self.reach
+        bits = 8.0 * rows
+        (up, up_least, _), (down, down_least, _) = obs.goodput, obs.downlink
+        up, up_most, down, down_most = bits / up, bits / up_least, bits / down, bits / down_least
+        (rtt, _, rtt_most), (queue, _, queue_most) = obs.rtt, obs.queue
+        link, delay, queued = rtt + queue, rtt_most - rtt, queue_most - queue
+        squares = delay * delay + queued * queued
+        watts, j_up, j_down = obs.joules_per_edge_s, obs.joules_per_bit_up, obs.joules_per_bit_down
+        tail = joules_of_tail(obs)
+        for i, option, edge_s, most_s, right, cloud_s, slow_s, bytes_up, bytes_most, bytes_down in remote:
+            if obs.exit < 0:
+                edge, most = edge_s * rows, most_s * rows
+            else:
+                edge, most, right = _after_exit(option, obs)
+            cloud, sent, back = cloud_s * rows, bytes_up * up, bytes_down * down
+            mean = wait + edge + sent + back + link + cloud
+            more, more_up = most - edge, bytes_most * up_most - sent
+            more_down, slow = bytes_down * down_most - back, slow_s * rows - cloud
+            spread = more * more + more_up * more_up + more_down * more_down + slow * slow + squares
+            chance = _chance(left - mean, spread)
+            spare = (1.0 - chance) * (late + most <= left)
+            value = chance * right + spare * surely
+            spent = edge * watts + bytes_up * 8.0 * rows * j_up + bytes_down * 8.0 * rows * j_down + tail
+            self.found[i] = (
+                value if reach is True else where(reach, value, -1.0),
+                spent + spare * cost,
+                edge + spare * busy,
+                mean,
+                chance,
+            )
 
-    def _device(self, option: Option) -> tuple[Any, Any, Any]:
-        """Seconds of the device still to come, mean and 95th percentile, and how often it is right."""
-        obs = self._obs
-        if obs.exit < 0:
-            return option.edge_s * obs.rows, option.edge_s_q95 * obs.rows, option.accuracy
-        edge = edge_left(option, obs, option.edge_s) * obs.rows
-        return edge, edge_left(option, obs, option.edge_s_q95) * obs.rows, accuracy_here(option, obs)
 
-    def _chance(self, mean: Any, squares: Any) -> Any:
-        t = _T95 * (self._obs.deadline_s - mean) / (squares + _LEAST) ** 0.5
-        t = where(t < 0.0, _EARLY * t, t)
-        t = where(t < _FAR, t, _FAR)
-        return 0.5 + 0.5 * t / (2.0 + t * t) ** 0.5
+def _after_exit(option: Option, obs: Observation) -> tuple[Any, Any, Any]:
+    """Seconds of the device still to come, mean and 95th percentile, and how often an option is right."""
+    edge, most = edge_left(option, obs, option.edge_s), edge_left(option, obs, option.edge_s_q95)
+    return edge * obs.rows, most * obs.rows, accuracy_here(option, obs)
+
+
+def _chance(spare_s: Any, squares: Any) -> Any:
+    """Probability to be in time with so many seconds more than the mean, at a spread of these squares."""
+    t = _T95 * spare_s / (squares + _LEAST) ** 0.5
+    early = t < 0.0
+    if early is not False:
+        t = where(early, _EARLY * t, t)
+    near = t < _FAR
+    if near is not True:
+        t = where(near, t, _FAR)
+    return 0.5 + 0.5 * t / (2.0 + t * t) ** 0.5

@@ -225,10 +225,11 @@ def joules(option: Option, obs: Observation) -> Number:
     if not option.remote:
         return compute
     up = option.bytes_up * 8.0 * obs.rows * obs.joules_per_bit_up
-    return compute + up + option.bytes_down * 8.0 * obs.rows * obs.joules_per_bit_down + _tail(obs)
+    return compute + up + option.bytes_down * 8.0 * obs.rows * obs.joules_per_bit_down + joules_of_tail(obs)
 
 
-def _tail(obs: Observation) -> Number:
+def joules_of_tail(obs: Observation) -> Number:
+    """Predicted joules by which one more transfer keeps the radio awake."""
     if isinstance(obs.tail_w, float) and not obs.tail_w:
         return 0.0
     return obs.tail_w * where(obs.unsent_s < obs.tail_s, obs.unsent_s, obs.tail_s)
