@@ -84,7 +84,9 @@ class Deadline(Policy):
         for right, _, busy_s, _, chance in found:
             value = right - price * busy_s
             values.append(value)
-            top = where(value > top, value, top)
+            better = value > top
+            if better is not False:
+                top = where(better, value, top)
             if fits is not True:
                 fits = fits | ((right >= 0.0) & (chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
@@ -170,6 +172,8 @@ def _cheapest(found: list[Expected], values: list[Any], floor: Any) -> Any:
             continue
         cost, mean = where(good, joules, math.inf), where(good, mean_s, math.inf)
         better = (cost < best_j) | ((cost == best_j) & (mean < best_s))
+        if better is False:
+            continue
         best = where(better, i, best)
         best_j = where(better, cost, best_j)
         best_s = where(better, mean, best_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 from splitedge.engine import Engine
@@ -53,19 +54,19 @@ class Clock:
         self.now = 0.0
         self.stopped = False
         self._heap: list[tuple[float, int, Call, Any]] = []
-        self._made = 0
+        self._number = count().__next__
 
     def later(self, at: float, call: Call, what: Any) -> None:
         """Call `call(at, what)` at second `at`, not before now."""
-        self._made += 1
-        heappush(self._heap, (at, self._made, call, what))
+        heappush(self._heap, (at, self._number(), call, what))
 
     def run(self) -> None:
         """Make calls until one sets `stopped`."""
         heap = self._heap
         while not self.stopped:
-            self.now, _, call, what = heappop(heap)
-            call(self.now, what)
+            now, _, call, what = heappop(heap)
+            self.now = now
+            call(now, what)
 
 
 def run_exact(
@@ -164,12 +165,12 @@ class _World:
     def _edge(self, device: int, links: tuple[Link, Link]) -> Edge:
         scenario = self._scenario
         times = arrivals(scenario, device, self._recorded)
-        count = len(times)
+        asked = len(times)
         work = Work(
             times,
-            rows(scenario, device, count, len(self._answers.confidence[0])),
-            stream(scenario.seed, device, EDGE).standard_normal(count),
-            stream(scenario.seed, device, CLOUD).standard_normal(count),
+            rows(scenario, device, asked, len(self._answers.confidence[0])),
+            stream(scenario.seed, device, EDGE).standard_normal(asked),
+            stream(scenario.seed, device, CLOUD).standard_normal(asked),
         )
         engine = Engine(
             self._options,

@@ -105,6 +105,12 @@ class Link:
         self.channel = channel
         self._served = 0.0  # bits of capacity used up or let pass by all bytes so far
         self._last_arrival = 0.0
+        self._bits_by, self._at = channel.capacity.bits_by, channel.capacity.time_of
+        self._start_s, self._ends_s = channel.start_s, channel.ends_s
+        self._most = math.inf if channel.loop else channel.capacity.bits_per_period
+        rtt = channel.rtt_s
+        self._rtt_at = rtt.at if isinstance(rtt, Series) else None
+        self._half_s = 0.0 if isinstance(rtt, Series) else 0.5 * rtt
         self._outages = Outages(channel.outages, self._of_curve) if channel.outages else None
         self._packets = Packets(channel.loss) if channel.loss and channel.loss.rate > 0.0 else None
         self._medium = medium
@@ -124,21 +130,27 @@ class Link:
                 recovery of lost packets only.
         """
         offered = self._offered(now)
-        start = max(self._served, offered)
+        start = self._served if self._served > offered else offered
         medium = self._medium if nbytes else None
         if medium is not None and medium.user is not self:
             start = max(start, self._offered(medium.free_at + TURN_S))
         again, filled = self._losses(start, nbytes, after) if self._packets is not None else (0.0, 0.0)
-        self._served = start + 8 * nbytes + again
-        left = max(now, self._time_of(self._served))
+        self._served = served = start + 8 * nbytes + again
+        left = self._time_of(served)
+        if left < now:
+            left = now
         if medium is not None:
-            self._booked.add(start, self._served, offered)
+            self._booked.add(start, served, offered)
         if left == math.inf:
             return math.inf
         if medium is not None:
             medium.free_at, medium.user = left, self
         # A falling RTT must not let later bytes overtake: a radio link delivers in order.
-        self._last_arrival = max(self._last_arrival, left + self._one_way(left), filled)
+        arrives = left + self._one_way(left)
+        if arrives < filled:
+            arrives = filled
+        if arrives > self._last_arrival:
+            self._last_arrival = arrives
         return self._last_arrival
 
     @property
@@ -193,19 +205,17 @@ class Link:
         return again, filled
 
     def _offered(self, now: float) -> float:
-        return self._of_curve(now) if self._outages is None else self._outages.carried_by(now)
+        if self._outages is not None:
+            return self._outages.carried_by(now)
+        return self._bits_by((now if now < self._ends_s else self._ends_s) + self._start_s)
 
     def _of_curve(self, now: float) -> float:
-        return self.channel.capacity.bits_by(min(now, self.channel.ends_s) + self.channel.start_s)
+        return self._bits_by((now if now < self._ends_s else self._ends_s) + self._start_s)
 
     def _time_of(self, bits: float) -> float:
-        channel = self.channel
         if self._outages is not None:
             bits = self._outages.bits_offered(bits)
-        if not channel.loop and bits > channel.capacity.bits_per_period:
-            return math.inf
-        return channel.capacity.time_of(bits) - channel.start_s
+        return self._at(bits) - self._start_s if bits <= self._most else math.inf
 
     def _one_way(self, now: float) -> float:
-        rtt = self.channel.rtt_s
-        return 0.5 * (rtt.at(now + self.channel.start_s) if isinstance(rtt, Series) else rtt)
+        return self._half_s if self._rtt_at is None else 0.5 * self._rtt_at(now + self._start_s)

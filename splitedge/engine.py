@@ -158,12 +158,14 @@ class Engine(RemoteSide):
     # Arrival and decision -------------------------------------------------------------------------
 
     def _arrived(self, now: float, event: Arrived) -> None:
-        self._fire(now)
+        timers = self._timers.heap
+        if timers and timers[0][0] <= now:
+            self._fire(now)
         if event.request in self._requests or event.request in self._compute.running:
             raise SplitedgeError(f"request {event.request} arrived, and a request of that id is in flight")
         settings = self.settings
-        timed = event.deadline_s is not None and event.deadline_s != math.inf
-        deadline = event.deadline_s if timed and event.deadline_s is not None else math.inf
+        deadline = event.deadline_s if event.deadline_s is not None else math.inf
+        timed = deadline != math.inf
         limit = now + (deadline if timed else settings.default_timeout_s)
         request = Request(event.request, now, event.rows, deadline, limit, limit)
         request.forced = event.route

@@ -38,6 +38,8 @@ class StageKind(StrEnum):
     ENCODE = "encode"  # run the head on to the cut of option `number` (or nothing), then its codec
     LOCAL = "local"  # run the local model
 
+    __hash__ = str.__hash__  # stages are looked up all the time, and an Enum's own hash is a Python function
+
 
 class Stage(NamedTuple):
     """One piece of work for the device: `number` is an exit's number or an option's index."""

@@ -9,7 +9,6 @@ from splitedge.events import Stage, StageKind
 from splitedge.policy import Observation, Option, Route, latency_q95
 from splitedge.request import NONE, Request
 
-_ENCODE = StageKind.ENCODE
 _EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
 EQUAL = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
 
@@ -34,6 +33,7 @@ class Paths:
     """
 
     __slots__ = (
+        "_seconds",
         "depth",
         "fallbacks",
         "final",
@@ -56,6 +56,10 @@ class Paths:
         self.on_head = tuple(option.route in (Route.SPLIT, Route.EXIT) for option in options)
         self.remote = tuple(option.remote for option in options)
         self.final = tuple(_final(option, i) for i, option in enumerate(options))
+        self._seconds = {
+            stage: (option.edge_s, option.edge_s_q95, on_head)
+            for stage, option, on_head in zip(self.final, options, self.on_head, strict=True)
+        }
         self.longest_s = max(option.edge_s for option in options)
         exits = sorted((o.edge_s, o.exit, i) for i, o in enumerate(options) if o.route is Route.EXIT)
         self.depth = {int(number or 0): place for place, (_, number, _) in enumerate(exits)}
@@ -83,10 +87,9 @@ class Paths:
 
     def cost_s(self, r: Request, stage: Stage, *, quantile: bool) -> float:
         """Predicted compute seconds of a stage (mean, or 95th percentile), less what the head already ran."""
-        index = stage.number if stage.kind is _ENCODE else self.owner[stage]
-        option = self.options[index]
-        seconds = (option.edge_s_q95 if quantile else option.edge_s) * r.rows
-        if not self.on_head[index]:
+        mean_s, most_s, on_head = self._seconds[stage]
+        seconds = (most_s if quantile else mean_s) * r.rows
+        if not on_head:
             return seconds
         return seconds - r.sunk_s if seconds > r.sunk_s else 0.0
 

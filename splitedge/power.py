@@ -60,7 +60,9 @@ class PowerModel:
             gap_s: seconds since the transfer before it (inf for the first). A radio that slept pays a
                 whole tail; one still awake pays for the seconds by which the tail is prolonged.
         """
-        return self.tail_w * min(self.tail_s, max(0.0, gap_s))
+        if gap_s < 0.0:
+            gap_s = 0.0
+        return self.tail_w * (gap_s if gap_s < self.tail_s else self.tail_s)
 
     def idle_joules(self, seconds: float) -> float:
         """Joules the device would have spent in that time anyway."""

@@ -15,6 +15,7 @@ class Request:
     """One request between arrival and its end. Seconds are of the shell's clock. Plain state, no rules.
 
     Attributes:
+        timed: whether the caller gave a deadline.
         limit: it ends at this second whatever happened.
         answer_by: from this second on an answer in hand is given instead of waiting for a better one.
         guard_at: the fall-back must begin at this second, if there is none in hand; inf for never.
@@ -78,6 +79,7 @@ class Request:
         "tail_j",
         "tail_s",
         "target",
+        "timed",
         "trouble",
         "trouble_type",
         "uplink_s",
@@ -90,6 +92,7 @@ class Request:
         self.t = t
         self.rows = rows
         self.deadline_s = deadline_s
+        self.timed = deadline_s != math.inf
         self.limit = limit
         self.answer_by = answer_by
         self.guard_at = self.retry_at = self.overdue_at = self.pushed = math.inf
@@ -111,11 +114,6 @@ class Request:
         self.trouble_type: type[RequestError] | None = None
         self.head_s = self.encode_s = self.uplink_s = self.queue_s = 0.0
         self.decode_s = self.tail_s = self.downlink_s = 0.0
-
-    @property
-    def timed(self) -> bool:
-        """Whether the caller gave a deadline."""
-        return self.deadline_s != math.inf
 
     def wake(self) -> float:
         """The second at which something must be done about it though no event comes."""

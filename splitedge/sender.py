@@ -68,8 +68,9 @@ class Sender:
         """Second of the next ping or of the loss of one."""
         if not self.connected:
             return math.inf
-        wake = self._ping_at if self._ping_at < self._pong_due else self._pong_due
-        probe_at = self.breaker.probe_at
+        wake, pong_due, probe_at = self._ping_at, self._pong_due, self.breaker.probe_at
+        if pong_due < wake:
+            wake = pong_due
         return wake if wake < probe_at else probe_at
 
     def busy(self, now: float) -> None:

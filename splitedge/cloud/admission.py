@@ -163,9 +163,10 @@ class Admission:
         idle model predicts 0, so that one slow run can not lock requests out for good.
         """
         wait_s = 0.0
-        if owner.running is not None:
-            expected = owner.service.predict(sum(work.rows for work in owner.running.works))
-            wait_s = max(0.0, expected - (now_ns - owner.running.started_ns) / 1e9)
+        running = owner.running
+        if running is not None:
+            expected = owner.service.predict(sum(work.rows for work in running.works))
+            wait_s = max(0.0, expected - (now_ns - running.started_ns) / 1e9)
         if len(owner.batcher):
             ahead = min(owner.batcher.rows, (owner.batcher.peers + 1) * (own + 1) * rows)
             per_run, per_row = owner.service.line()

@@ -48,7 +48,10 @@ class _LaneQueue(Generic[E]):
         self.count = 0
 
     def add(self, entry: E) -> None:
-        self.by_peer.setdefault(entry.peer, deque()).append(entry)
+        queue = self.by_peer.get(entry.peer)
+        if queue is None:
+            queue = self.by_peer[entry.peer] = deque()
+        queue.append(entry)
         self.by_age.append(entry)
         self.rows += entry.rows
         self.count += 1
@@ -56,6 +59,11 @@ class _LaneQueue(Generic[E]):
     def left(self, entry: E) -> None:
         self.rows -= entry.rows
         self.count -= 1
+
+    def clear(self) -> None:
+        """Forget the entries that left."""
+        self.by_peer.clear()
+        self.by_age.clear()
 
     def oldest_ns(self) -> int:
         while not self.by_age[0].waiting:
@@ -99,6 +107,7 @@ class Batcher(Generic[E]):
         self._max_wait = max_wait_ns if batchable else 0
         self._batchable = batchable
         self._lanes: OrderedDict[Hashable, _LaneQueue[E]] = OrderedDict()
+        self._spare: _LaneQueue[E] | None = None  # an empty one, for the next lane in which something waits
         self._deadlines: list[tuple[int, int, E]] = []
         self._sequence = 0
         self._peers: dict[Hashable, int] = {}
@@ -121,7 +130,11 @@ class Batcher(Generic[E]):
     def add(self, entry: E) -> None:
         """Queue an entry behind its edge's others."""
         entry.waiting = True
-        self._lanes.setdefault(entry.lane, _LaneQueue()).add(entry)
+        lane = self._lanes.get(entry.lane)
+        if lane is None:
+            lane = self._lanes[entry.lane] = self._spare or _LaneQueue()
+            self._spare = None
+        lane.add(entry)
         self._peers[entry.peer] = self._peers.get(entry.peer, 0) + 1
         self._count += 1
         self._rows += entry.rows
@@ -210,6 +223,8 @@ class Batcher(Generic[E]):
         lane.left(entry)
         if not lane.count:
             del self._lanes[entry.lane]
+            lane.clear()
+            self._spare = lane
         left = self._peers[entry.peer] - 1
         if left:
             self._peers[entry.peer] = left
