@@ -9,9 +9,13 @@ import threading
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 from language_processes import Process, free_port, saved, two_keys
 
+from splitedge.llm.aids import Aids
+from splitedge.llm.cascade import fit_judge
+from splitedge.llm.reading import ANSWER
 from splitedge.llm.sampling import Sampling
 
 openai = pytest.importorskip("openai")
@@ -150,6 +154,43 @@ def test_logprobs_where_they_are_known(world):
     assert all(len(one.top_logprobs) == 3 for one in content)
     with pytest.raises(openai.BadRequestError, match="known only where the device"):
         world.complete(max_tokens=5, logprobs=2, ours={"mode": "spec"})
+
+
+def test_a_cascade_asks_the_cloud_where_the_judge_does_not_accept(world, tmp_path):
+    """An edge of its own, whose judge accepts answers by what the threshold says: never, then always."""
+    rng = np.random.default_rng(0)
+    judge = fit_judge(rng.random((400, len(ANSWER))), np.round(rng.random(400)), np.ones(400), aim="budget")
+    port = free_port()
+    for threshold, mode in ((1.0, "cloud_stream"), (0.0, "local")):
+        world.here.attach(Aids(judge=judge.at(threshold)))
+        bundle = tmp_path / mode
+        world.here.save(bundle)
+        cloud_port, cloud_http = free_port(), free_port()
+        edge = Process(
+            "edge", bundle, "--cloud", f"tcp://127.0.0.1:{cloud_port}", "--http", f"127.0.0.1:{port}",
+            "--name", "tiny", "--mode", "cascade", http=port,
+        )  # fmt: skip
+        cloud = Process(
+            "serve",
+            bundle,
+            "--listen",
+            f"tcp://127.0.0.1:{cloud_port}",
+            "--http",
+            f"127.0.0.1:{cloud_http}",
+            http=cloud_http,
+        )
+        with cloud.spawn(), edge.spawn(), world.client_of(port) as client:
+            cloud.wait_ready()
+            edge.wait_ready()
+            answer = client.completions.create(model="tiny", prompt="Once", max_tokens=12, temperature=0)
+            wanted = world.here.generate("Once", max_tokens=12, mode=mode)
+            ours = answer.model_extra["splitedge"]
+            assert answer.choices[0].text == wanted.text and ours["mode"] == mode
+            assert ours["why"].startswith("the device's answer will do with score")
+            assert ours["total_s"] >= ours["ttft_s"] > 0 and (ours["bytes_up"] > 0) == (mode != "local")
+    refused = pytest.raises(openai.BadRequestError, match="a judge")
+    with refused:
+        world.complete(max_tokens=4, ours={"mode": "cascade"})
 
 
 def test_errors_have_their_status_and_say_what_is_wrong(world):

@@ -22,6 +22,9 @@ from splitedge.wire import Ask
 
 #: Most rows of one context in a pass: a long prompt lets others through in between.
 CHUNK = 256
+#: Rows that nobody waits for yet are worth a pass of their own from this number on. Fewer cost next to
+#: nothing in the pass of whoever asks for them later, and a pass of their own would hold up others.
+LEAST_AHEAD = 16
 
 
 @dataclass(eq=False, slots=True)
@@ -211,13 +214,14 @@ class LanguageBatcher:
 
     def _turn(self) -> list[Context]:
         """Contexts that want to compute: of the user served least, the oldest first; prompts nobody waits
-        for behind them.
+        for behind them, short ones only beside others.
         """
         jobs = sorted(self._jobs.values(), key=lambda j: (self._served[j.context.key.user], j.since_ns))
         # A context that was demoted or dropped since has no room reserved: it waits until it is asked for.
         kept = {key: c for key, c in self._prefill.items() if c.reserved and self.store.find(key) is c}
         self._prefill = kept
-        idle = [c for key, c in kept.items() if key not in self._jobs and c.computed < c.held]
+        least = 1 if jobs else LEAST_AHEAD
+        idle = [c for key, c in kept.items() if key not in self._jobs and c.held - c.computed >= least]
         return [job.context for job in jobs] + idle
 
     def _row(self, context: Context, room: int, now_ns: int) -> PassRow | None:

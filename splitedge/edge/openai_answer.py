@@ -12,6 +12,7 @@ from typing import Any
 from splitedge.edge.language import LogProbs, Stream
 from splitedge.edge.openai_schema import Request
 from splitedge.llm.detokenizing import Detokenizer, StopStrings
+from splitedge.llm.generation import Tally
 from splitedge.llm.modes import Way
 from splitedge.llm.text_records import TextRecord, plain
 from splitedge.llm.tokenizers import Tokenizer, plain_text
@@ -30,6 +31,7 @@ class Answer:
         stream: of the runtime.
         way, why: how it is written.
         power: that joules are modelled with.
+        first: what an answer of the device took that was not accepted (a cascade); it is counted.
     """
 
     request: Request
@@ -44,6 +46,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     finish: str = ""
+    first: Tally | None = None
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)
@@ -160,6 +163,9 @@ class Answer:
         """The row of this text."""
         tally, written = self.stream.tally, len(self.ids)
         tpot = (tally.ended_s - tally.first_token_s) / (written - 1) if written > 1 else math.nan
+        before_s, compute_s = 0.0, tally.compute_s
+        if self.first is not None:
+            before_s, compute_s = self.first.ended_s, compute_s + self.first.compute_s
         return TextRecord(
             t_s=self.arrived_s,
             mode=str(self.way.mode),
@@ -176,12 +182,12 @@ class Answer:
             accepted=tally.accepted,
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
-            ttft_s=tally.first_token_s,
+            ttft_s=before_s + tally.first_token_s,
             tpot_s=tpot,
-            total_s=tally.ended_s,
-            compute_s=tally.compute_s,
+            total_s=before_s + tally.ended_s,
+            compute_s=compute_s,
             cloud_s=tally.cloud_s,
-            energy_j=self.power.joules(tally.compute_s, tally.bytes_up, tally.bytes_down),
+            energy_j=self.power.joules(compute_s, tally.bytes_up, tally.bytes_down),
         )
 
     def extension(self) -> dict[str, Any]:

@@ -61,7 +61,9 @@ class Extension(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    mode: Literal["auto", "route", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None = None
+    mode: (
+        Literal["auto", "route", "cascade", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None
+    ) = None
     drafts: int | None = Field(default=None, ge=1, le=64)
     on_loss: Literal["wait", "local"] | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)

@@ -44,7 +44,7 @@ from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.loops import Here, Looped, Running, forward
 from splitedge.llm.measured import Measured, costs_of
 from splitedge.llm.modes import Mode, OnLoss, Way
-from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
+from splitedge.llm.per_query import CASCADE, ROUTE, accepted, cascade, judge_of, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
@@ -320,6 +320,24 @@ class LanguageDeployment:
         """
         found = self.route(prompt, router)
         return self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss), found.why
+
+    def check_cascade(self) -> None:
+        """Whether `mode="cascade"` can be had.
+
+        Raises:
+            ConfigError: there is no judge or no local model.
+        """
+        judge_of(self.plan)
+
+    def accepts(self, prompt: Sequence[int], answer: Sequence[int], ended: bool) -> tuple[bool, str]:
+        """Whether the device's answer will do, by the judge, and why; the arguments are those of
+        `per_query.accepted`.
+
+        Raises:
+            ConfigError: there is no judge or no local model.
+        """
+        judge, local = judge_of(self.plan)
+        return accepted(judge, local, prompt, answer, ended)
 
     def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss) -> Way:
         exits = self.plan.exits
