@@ -38,7 +38,7 @@ from splitedge.errors import (
 from splitedge.http_guard import HttpLimits, HttpServer, guarded_app
 from splitedge.llm.generation import Wish
 from splitedge.llm.happenings import Emit
-from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.modes import Mode, OnLoss, Rule, Way
 from splitedge.llm.text_records import TextRecord, TextRecordStore, plain
 from splitedge.llm.tokenizers import Tokenizer
 from splitedge.power import PowerModel
@@ -91,7 +91,14 @@ class Writer(Protocol):
         ...
 
     def decide(
-        self, prompt: int, max_tokens: int, mode: Mode | str, drafts: int | None, on_loss: OnLoss
+        self,
+        prompt: int,
+        max_tokens: int,
+        mode: Mode | str,
+        drafts: int | None,
+        on_loss: OnLoss,
+        *,
+        rule: Rule,
     ) -> tuple[Way, str]:
         """How a text of so many tokens is written now, and why."""
         ...
@@ -289,7 +296,8 @@ class OpenAiApi:
             query = asked.query or said.text
             way, why = await asyncio.to_thread(writer.decide_query, query, drafts, on_loss)
         else:
-            way, why = writer.decide(len(ids), count, mode, drafts, on_loss)
+            rule = asked.more.rule or language.rule
+            way, why = writer.decide(len(ids), count, mode, drafts, on_loss, rule=rule)
         limit = math.inf if language.deadline_s is None else language.deadline_s
         deadline = asked.deadline_s if asked.more.deadline_ms is not None else limit
         wish = Wish(tuple(ids), count, writer.stops, deadline)
