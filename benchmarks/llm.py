@@ -1,7 +1,7 @@
 """Language models between a device and a cloud: equal texts, exits, `auto`, many contexts, overhead.
 
-Parts (`--only lossless,exits,auto,paced,contexts,overhead`; all without it). Without stories260K at hand a
-random model takes its place, and figures on agreement say nothing.
+Parts (`--only lossless,exits,auto,paced,contexts,overhead,rejection`; all without it). Without stories260K at
+hand a random model takes its place, and figures on agreement say nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from _llm_exits import beside_stream, exit_curve
 from _llm_models import Bytes, SlowCloud, draft_of, llama, own_text, shakespeare, stories
+from _llm_rejection import rejection
 from common import Report, console, show_machine
 from rich.table import Table
 
@@ -407,7 +408,7 @@ def _loop(model: WholeModel, prompt: list[int], tokens: int) -> float:
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "lossless": lossless, "exits": exits, "auto": auto, "paced": paced, "contexts": contexts,
-    "overhead": overhead,
+    "overhead": overhead, "rejection": rejection,
 }  # fmt: skip
 
 

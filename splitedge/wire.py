@@ -30,6 +30,7 @@ MAX_FIELDS = 1024  # of the header's flat array
 
 MAX_DRAFTS = 256  # tokens verified by one ask
 MAX_STOPS = 64  # ids that end a text
+MAX_TABLES = 64 * 1024  # bytes of the laws that the drafts of one ask were drawn from
 
 U16, U32, U64 = 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
@@ -190,6 +191,8 @@ class Ask:
             state at its cut for each.
         ids: the same tokens' ids where the payload holds hidden states and the cloud may know them (it
             must where drafts are to be verified); else empty.
+        tables: laws that the drafts were drawn from, for verification by rejection sampling; empty for
+            the shared-seed coupling. Left out of the frame where empty.
     """
 
     request: int
@@ -210,6 +213,7 @@ class Ask:
     stops: tuple[int, ...]
     payload: bytes | memoryview
     ids: bytes | memoryview = b""
+    tables: bytes | memoryview = b""
 
     @property
     def payload_bytes(self) -> int:
@@ -358,6 +362,8 @@ def _write_ask(m: Ask, fields: list[Any], frames: list[bytes | memoryview]) -> N
     fields += (m.count, m.drafts, m.want, m.temperature, m.top_p, m.top_k, m.seed, len(m.stops), *m.stops)
     _put(m.payload, fields, frames)
     _put(m.ids, fields, frames)
+    if len(m.tables):
+        _put(m.tables, fields, frames)
 
 
 def _write_tell(m: Tell, fields: list[Any], frames: list[bytes | memoryview]) -> None:
@@ -610,7 +616,11 @@ def _read_ask(f: _Fields) -> Ask:
         tuple(f.uint("stop", U32) for _ in range(f.uint("stops", MAX_STOPS))),
         f.buffer("payload"),
         ids := f.buffer("ids"),
+        f.buffer("tables") if f.left() else b"",
     )
+    most = MAX_TABLES if ask.drafts else 0
+    if len(ask.tables) > most:
+        raise WireError(f"'tables' of {ask.drafts} drafts have at most {most} bytes, got {len(ask.tables)}")
     if ids.nbytes not in (0, 4 * count):
         raise WireError(f"'ids' of {count} tokens must be empty or {4 * count} bytes, got {ids.nbytes}")
     return ask

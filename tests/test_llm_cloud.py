@@ -12,6 +12,7 @@ from splitedge.cloud.contexts import ContextStore, Key
 from splitedge.cloud.language import LanguageBatcher, No, Word
 from splitedge.events import Refusal
 from splitedge.llm.cloud_model import CloudLanguageModel
+from splitedge.llm.draft_tables import table_of
 from splitedge.llm.halves import split_language_model
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
 from splitedge.llm.sampling import Sampling, choose
@@ -193,6 +194,28 @@ def test_nonsense_is_refused_and_leases_end():
     tight = Cloud(2_000)
     tight.take(1, ask(1, [1] * 60, want=60))
     assert tight.idle()[0].kind is Refusal.BUSY
+
+
+def test_damaged_tables_are_refused_and_end_no_pass():
+    table = table_of(ALONE.step([5, 6, 7]).logits, SAMPLED, 97)  # p itself, but for rounding
+    token, good = table.draw(11, 3), table.pack()
+    cloud = Cloud()
+    for wrong in (b"\0", good[:-1], good * 2, good[:2] + b"\xff" * 4 + good[6:]):
+        cloud.take(1, ask(1, [5, 6, 7], want=3))  # superseded, so that nothing is told of it
+        bad = ask(1, [5, 6, 7, token], drafts=1)
+        bad.tables = wrong
+        cloud.take(1, bad)
+        (word,) = cloud.idle()
+        assert word.kind is Refusal.BAD and ("draft" in word.message)
+    greedy = ask(1, [5, 6, 7, token], drafts=1, how=Sampling())
+    greedy.tables = good
+    cloud.take(1, greedy)
+    assert cloud.idle()[0].kind is Refusal.BAD
+    right = ask(1, [5, 6, 7, token], drafts=1)
+    right.tables = good
+    cloud.take(1, right)
+    (word,) = cloud.idle()
+    assert word.accepted == 1
 
 
 def test_a_model_that_fails_ends_asks_and_not_the_cloud():

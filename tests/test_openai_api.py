@@ -108,6 +108,18 @@ def test_a_seed_gives_the_same_draw_streamed_or_not(world):
     assert again[0] == again[1]
 
 
+def test_the_rule_of_verification_can_be_asked_for(world):
+    how = Sampling(temperature=0.8, top_p=0.9, seed=7)
+    mine = world.here.generate("Once", max_tokens=24, mode="spec", drafts=3, rule="rejection", sampling=how)
+    ours = {"mode": "spec", "drafts": 3, "rule": "rejection"}
+    told = world.complete(max_tokens=24, temperature=0.8, top_p=0.9, seed=7, ours=ours)
+    more = told.model_extra["splitedge"]
+    assert told.choices[0].text == mine.text and more["accepted"] == mine.accepted
+    assert (more["rule"], more["lossless"]) == ("rejection", False)
+    greedy = world.complete(max_tokens=8, temperature=0, ours=ours).model_extra["splitedge"]
+    assert (greedy["rule"], greedy["lossless"]) == ("coupling", True)
+
+
 def test_stop_strings_are_cut_off_wherever_tokens_end(world):
     for mode in ("cloud_stream", "spec", "local"):
         told = world.here.generate("Once", max_tokens=30, mode=mode).text
@@ -252,13 +264,16 @@ def test_a_client_that_hangs_up_ends_its_text(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["cloud_stream", "spec"])
-def test_a_cloud_that_is_killed_and_started_again_changes_no_text(world, mode):
+@pytest.mark.parametrize(
+    ("mode", "rule"), [("cloud_stream", "coupling"), ("spec", "coupling"), ("spec", "rejection")]
+)
+def test_a_cloud_that_is_killed_and_started_again_changes_no_text(world, mode, rule):
     how = Sampling(temperature=0.7, seed=11)
-    mine = world.here.generate("Once upon", max_tokens=110, mode="cloud_stream", sampling=how)
+    model = mode if rule == "rejection" else "cloud_stream"
+    mine = world.here.generate("Once upon", max_tokens=110, mode=model, drafts=1, rule=rule, sampling=how)
     chunks = []
     stream = world.complete("Once upon", max_tokens=110, temperature=0.7, seed=11, stream=True,
-                            ours={"mode": mode, "drafts": 1})  # fmt: skip
+                            ours={"mode": mode, "drafts": 1, "rule": rule})  # fmt: skip
     for chunk in stream:
         chunks.append(chunk)
         if len(chunks) == 4:

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from splitedge.cloud.contexts import Context, ContextStore, Key
+from splitedge.errors import WireError
 from splitedge.events import Refusal
 from splitedge.llm.cloud_model import CloudLanguageModel, Logits, PassRow
+from splitedge.llm.draft_tables import DraftTable, read_tables
 from splitedge.llm.hashing import id_bytes
+from splitedge.llm.rejection import verify
 from splitedge.llm.sampling import Sampling, choose
 from splitedge.wire import Ask
 
@@ -35,6 +38,7 @@ class Job:
         ask: that wants them.
         context: of it.
         drafts: rows at the context's end that are drafts.
+        tables: laws that those were drawn from, where they are judged by rejection; else empty.
         left: tokens still wanted.
         since_ns: when it came, or was last told something.
         waited_ns: of that, before a pass took it.
@@ -48,6 +52,7 @@ class Job:
     left: int
     since_ns: int
     waited_ns: int = 0
+    tables: tuple[DraftTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,7 @@ class LanguageBatcher:
 
     def _accept(self, context: Context, ask: Ask, now_ns: int) -> None:
         key = context.key
+        self._jobs.pop(key, None)  # of an older ask, whatever becomes of this one
         ids = self._ids_of(ask)
         if ids is not None:
             if min(ids) < 0 or max(ids) >= self.model.anatomy.vocabulary:
@@ -167,16 +173,29 @@ class LanguageBatcher:
         if ask.drafts and ids is None:
             self._say(No(key, ask, Refusal.BAD, "drafts of hidden states need their ids"))
             return
-        self._jobs.pop(key, None)
+        seed = Sampling(ask.temperature / 1e6, ask.top_k, max(ask.top_p, 1) / 1e6, ask.seed)
+        tables: tuple[DraftTable, ...] = ()
+        if len(ask.tables):
+            try:
+                tables = self._tables_of(ask, ids, seed)
+            except WireError as error:
+                context.crop(ask.start)
+                self.store.settle(context)
+                self._say(No(key, ask, Refusal.BAD, str(error)))
+                return
         if not ask.want:
             self._prefill[key] = context
             context.wanted = False
             self._say(Word(key, ask, context.held, 0, (), True))
             return
         context.wanted = True
-        seed = Sampling(ask.temperature / 1e6, ask.top_k, max(ask.top_p, 1) / 1e6, ask.seed)
         stops = frozenset(ask.stops)
-        self._jobs[key] = Job(ask, context, seed, stops, ask.drafts, ask.want, now_ns)
+        self._jobs[key] = Job(ask, context, seed, stops, ask.drafts, ask.want, now_ns, tables=tables)
+
+    def _tables_of(self, ask: Ask, ids: list[int] | None, sampling: Sampling) -> tuple[DraftTable, ...]:
+        if ids is None or sampling.greedy:
+            raise WireError("drafts are judged by tables only where they are ids that were sampled")
+        return read_tables(ask.tables, ids[len(ids) - ask.drafts :], self.model.anatomy.vocabulary)
 
     def _ids_of(self, ask: Ask) -> list[int] | None:
         data = bytes(ask.payload) if self.model.sees_ids else bytes(ask.ids)
@@ -293,16 +312,14 @@ class LanguageBatcher:
         """Verify the drafts, choose the next token, and say so."""
         context, ask = job.context, job.ask
         base = context.held - job.drafts  # number of the first draft
-        right = 0
-        while right < job.drafts:
-            if choose(logits[right], base + right, job.sampling) != context.ids[base + right]:
-                break
-            right += 1
-        token = choose(logits[right], base + right, job.sampling)
+        if job.tables:
+            right, token = verify(logits, context.ids[base:], job.tables, base, job.sampling)
+        else:
+            right, token = _agreed(logits, context.ids[base:], base, job.sampling)
         context.crop(base + right)
         ended = any(t in job.stops for t in context.ids[base:]) or token in job.stops
         job.left -= 1
-        job.drafts = 0
+        job.drafts, job.tables = 0, ()
         self.told += 1
         last = ended or job.left < 1 or not self.model.sees_ids
         word = Word(
@@ -315,3 +332,12 @@ class LanguageBatcher:
         if last:
             del self._jobs[context.key]
         self._say(word)
+
+
+def _agreed(logits: Logits, drafts: Sequence[int], first: int, sampling: Sampling) -> tuple[int, int]:
+    """How many drafts are what the model itself draws at their positions, and its draw behind them."""
+    for i, draft in enumerate(drafts):
+        token = choose(logits[i], first + i, sampling)
+        if token != draft:
+            return i, token
+    return len(drafts), choose(logits[len(drafts)], first + len(drafts), sampling)

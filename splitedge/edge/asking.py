@@ -215,7 +215,7 @@ class LanguageRemote:
         message = Ask(
             request, min(action.attempt, 0xFFFF), number, left, q.context, action.epoch, action.start,
             q.before, len(action.ids), action.drafts, action.want, round(how.temperature * 1e6),
-            round(how.top_p * 1e6), how.top_k, how.seed, q.stops, q.payload, q.ids,
+            round(how.top_p * 1e6), how.top_k, how.seed, q.stops, q.payload, q.ids, action.tables,
         )  # fmt: skip
         frames = pack(message)
         nbytes = framed_bytes(frames, encrypted=self._link.encrypted)

@@ -20,6 +20,7 @@ from splitedge.edge.link import Link as Wire
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import EdgeFailed, LinkDown, LinkError, Rejected, RequestError, WireError
 from splitedge.llm.cloud_model import StateCodec
+from splitedge.llm.draft_tables import table_of
 from splitedge.llm.generation import Generation, Patience, Tally, Wish
 from splitedge.llm.happenings import (
     Action,
@@ -38,6 +39,7 @@ from splitedge.llm.happenings import (
     Tick,
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
+from splitedge.llm.measured import StepSeconds
 from splitedge.llm.modes import Mode, Pace, Way
 from splitedge.llm.sampling import Sampling, choose, log_probabilities
 from splitedge.llm.token_model import Step, TokenModel, common
@@ -195,7 +197,6 @@ class LanguageRuntime:
             comes into reach or goes.
 
     Attributes:
-        draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
         acceptance: of a draft behind right ones, smoothed over about 100 judged drafts.
     """
 
@@ -222,7 +223,7 @@ class LanguageRuntime:
         self._texts: dict[int, _Text] = {}
         self._numbers = itertools.count(secrets.randbits(40))
         self._worker: Worker | None = None
-        self.draft_s = self.head_s = math.nan
+        self._draft, self._head = StepSeconds(), StepSeconds()
         self.acceptance = 0.7
 
     async def start(self) -> None:
@@ -256,6 +257,16 @@ class LanguageRuntime:
     def now(self) -> float:
         """Second of the clock that all estimates are of."""
         return self._clock()
+
+    @property
+    def draft_s(self) -> float:
+        """Seconds of one token by the device's small model, smoothed; NaN before the first."""
+        return self._draft.at(self._clock())
+
+    @property
+    def head_s(self) -> float:
+        """Seconds of one token by the device's head with its exits, smoothed; NaN before the first."""
+        return self._head.at(self._clock())
 
     @property
     def in_flight(self) -> int:
@@ -315,11 +326,14 @@ class LanguageRuntime:
         now = self._clock()
         up = lane is not None and self.up
         lost = "no cloud is configured" if self.remote is None else self.remote.reason
+        sampling = sampling if sampling is not None else Sampling()
+        if sampling.greedy and way.rejects:  # the two rules are one then, and no tables need go up
+            way = replace(way, rule="coupling")
         generation = Generation(now, wish, way, up=up, lost=lost, patience=self._patience, pace=self._pace)
         text = _Text(
             number=next(self._numbers),
             stream=Stream(generation, now, len(wish.prompt)),
-            sampling=sampling if sampling is not None else Sampling(),
+            sampling=sampling,
             stops=tuple(sorted(wish.stops))[:64],
             lane=lane,
             deadline_at=now + wish.deadline_s,
@@ -432,14 +446,14 @@ class LanguageRuntime:
             try:
                 start = time.perf_counter()
                 step = model.step(action.ids)
-                token = choose(step.logits, position, text.sampling)
+                token, table = _drawn(step, position, text.sampling, text.stream.generation.way)
                 if text.logprobs >= 0:
                     text.stream.logprobs[position] = _thought(step, token, text.logprobs)
                 seconds = time.perf_counter() - start
             except Exception as error:
                 self._back(self._failed, text, error)
                 return
-            self._back(self._computed, text, position, token, step, seconds)
+            self._back(self._computed, text, position, token, table, step, seconds)
 
         self._worker.submit(job)
 
@@ -460,15 +474,15 @@ class LanguageRuntime:
         log.error("the device's language model failed", exc_info=error)
         self._end(text, Fail(EdgeFailed(f"the device's model failed ({type(error).__name__}: {error})")))
 
-    def _computed(self, text: _Text, position: int, token: int, step: Step, seconds: float) -> None:
+    def _computed(
+        self, text: _Text, position: int, token: int, table: bytes, step: Step, seconds: float
+    ) -> None:
         if text.stream.ended:
             return
         text.computed += 1
         if text.computed > 1:  # the first one read the prompt
-            name = "head_s" if step.exit >= 0 else "draft_s"
-            old = getattr(self, name)
-            setattr(self, name, seconds if math.isnan(old) else old + 0.1 * (seconds - old))
-        self._feed(text, Proposed(position, token, step.confidence, step.exit, seconds))
+            (self._head if step.exit >= 0 else self._draft).observe(self._clock(), seconds)
+        self._feed(text, Proposed(position, token, step.confidence, step.exit, seconds, table))
 
     # The cloud ------------------------------------------------------------------------------------
 
@@ -568,6 +582,14 @@ class LanguageRuntime:
             self._soon(text, Denied(action.ask, error=Rejected(str(error))))
             return
         self._soon(text, Sent(action.ask, nbytes))
+
+
+def _drawn(step: Step, position: int, sampling: Sampling, way: Way) -> tuple[int, bytes]:
+    """The device's choice, and the law that it was drawn from where the cloud will judge by that."""
+    if not way.rejects:
+        return choose(step.logits, position, sampling), b""
+    table = table_of(step.logits, sampling, way.table)
+    return table.draw(sampling.seed, position), table.pack()
 
 
 def _thought(step: Step, token: int, count: int) -> LogProbs:

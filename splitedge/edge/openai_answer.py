@@ -13,7 +13,7 @@ from splitedge.edge.language import LogProbs, Stream
 from splitedge.edge.openai_schema import Request
 from splitedge.llm.detokenizing import Detokenizer, StopStrings
 from splitedge.llm.generation import Tally
-from splitedge.llm.modes import Way
+from splitedge.llm.modes import Mode, Way
 from splitedge.llm.text_records import TextRecord, plain
 from splitedge.llm.tokenizers import Tokenizer, plain_text
 from splitedge.power import PowerModel
@@ -198,7 +198,8 @@ class Answer:
             {
                 "mode": row.mode,
                 "why": row.why,
-                "lossless": self.way.mode.lossless,
+                "lossless": self.stream.generation.way.lossless,
+                "rule": self.stream.generation.way.rule if self.way.mode is Mode.SPEC else None,
                 "degraded": row.degraded,
                 "reason": row.reason,
                 "seed": None if how.greedy else how.seed,

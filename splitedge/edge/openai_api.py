@@ -299,7 +299,8 @@ class OpenAiApi:
             query = asked.query or said.text
             way, why = await asyncio.to_thread(writer.decide_query, query, drafts, on_loss)
         else:
-            way, why = writer.decide(len(ids), count, mode, drafts, on_loss)
+            rule = asked.more.rule or language.rule
+            way, why = writer.decide(len(ids), count, mode, drafts, on_loss, rule=rule)
         stream = self._runtime.write(wish, way, asked.sampling, said=said, logprobs=asked.logprobs)
         return self._answer(asked, stream, way, why)
 

@@ -12,7 +12,7 @@ from splitedge.edge.asking import Said
 from splitedge.edge.language import LanguageRuntime, Stream
 from splitedge.llm.generation import Tally, Wish
 from splitedge.llm.happenings import Emit
-from splitedge.llm.modes import Mode, OnLoss, Way
+from splitedge.llm.modes import Mode, OnLoss, Rule, Way
 from splitedge.llm.sampling import Sampling
 
 #: Stands where a mode does.
@@ -23,7 +23,14 @@ class Judging(Protocol):
     """Decides how a text is written, and whether the device's answer will do: `LanguageDeployment`."""
 
     def decide(
-        self, prompt: int, max_tokens: int, mode: Mode | str, drafts: int | None, on_loss: OnLoss
+        self,
+        prompt: int,
+        max_tokens: int,
+        mode: Mode | str,
+        drafts: int | None,
+        on_loss: OnLoss,
+        *,
+        rule: Rule = "coupling",
     ) -> tuple[Way, str]:
         """See `LanguageDeployment.decide`."""
         ...

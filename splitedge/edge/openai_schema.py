@@ -54,7 +54,7 @@ class Extension(BaseModel):
     """The field `splitedge` of a request.
 
     Attributes:
-        mode, drafts, on_loss: as in `LanguageDeployment.stream`; None for the edge's own.
+        mode, drafts, on_loss, rule: as in `LanguageDeployment.stream`; None for the edge's own.
         deadline_ms: milliseconds that all of the text may take.
         top_k: only the k most likely tokens; 0 for all.
     """
@@ -66,6 +66,7 @@ class Extension(BaseModel):
     ) = None
     drafts: int | None = Field(default=None, ge=1, le=64)
     on_loss: Literal["wait", "local"] | None = None
+    rule: Literal["coupling", "rejection"] | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     top_k: int = Field(default=0, ge=0, le=2**31 - 1)
 

@@ -60,6 +60,7 @@ class LanguageEdgeSettings(BaseModel):
             router), `cascade` (by the device, and anew by the cloud where a judge does not accept that),
             `local`, `cloud_stream`, `spec`, `split`, `exit` or `assist`.
         drafts: most drafts a round (`spec`); None for what is predicted best.
+        rule: how drafts of a sampled text are verified (`spec`): `coupling` or `rejection`.
         on_loss: while the cloud is away `wait`, or go on by the device's model (`local`).
         deadline_s: seconds a text may take unless a request says otherwise; None for no limit.
         longest_wait_s: with `on_loss="wait"`, seconds without a word of the cloud after which a text fails.
@@ -75,6 +76,7 @@ class LanguageEdgeSettings(BaseModel):
         "auto"
     )
     drafts: int | None = Field(default=None, ge=1, le=64)
+    rule: Literal["coupling", "rejection"] = "coupling"
     on_loss: Literal["wait", "local"] = "wait"
     deadline_s: float | None = Field(default=None, gt=0, le=86400, allow_inf_nan=False)
     longest_wait_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)

@@ -23,6 +23,7 @@ class Proposed:
         confidence: calibrated probability that the cloud would choose the same; NaN where nobody knows.
         exit: number of the exit that chose; -1 for the whole local model.
         seconds: computed.
+        table: law that the token was drawn from (`draft_tables`), where drafts are judged by rejection.
     """
 
     after: int
@@ -30,6 +31,7 @@ class Proposed:
     confidence: float
     exit: int = -1
     seconds: float = 0.0
+    table: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class Send:
         ids: tokens from `start` on, the drafts included.
         drafts: how many at the end are drafts.
         want: tokens asked for behind them.
+        tables: laws that the drafts were drawn from, one behind another; empty for the coupling.
     """
 
     ask: int
@@ -133,6 +136,7 @@ class Send:
     ids: tuple[int, ...]
     drafts: int
     want: int
+    tables: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
