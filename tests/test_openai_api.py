@@ -11,12 +11,14 @@ import urllib.request
 
 import numpy as np
 import pytest
+import torch
 from language_processes import Process, free_port, saved, two_keys
 
 from splitedge.llm.aids import Aids
 from splitedge.llm.cascade import fit_judge
 from splitedge.llm.reading import ANSWER
 from splitedge.llm.sampling import Sampling
+from splitedge.llm.token_model import WholeModel
 
 openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.timeout(300)  # imports of three processes on a busy machine
@@ -151,7 +153,24 @@ def test_a_chat_goes_through_the_plain_template(world):
     assert chunks[-1].model_extra["splitedge"]["mode"] in ("cloud_stream", "spec", "local")
 
 
-def test_logprobs_where_they_are_known(world):
+def test_logprobs_are_those_of_the_model_that_decided(world):
+    """The cloud's, in whatever mode it wrote; the values are those of the model's own logits."""
+    asked = {"max_tokens": 6, "temperature": 0, "logprobs": 2}
+    stream, spec = (world.complete(**asked, ours={"mode": mode}) for mode in ("cloud_stream", "spec"))
+    assert spec.model_extra["splitedge"]["proposed"] > 0
+    whole = WholeModel.of(world.here.plan.head, world.here.plan.tail, world.here.plan.anatomy)
+    prompt, written = world.here.tokenizer.encode("Once"), stream.model_extra["splitedge"]["ids"]
+    for i, token in enumerate(written):
+        said = torch.tensor(whole.step(prompt + written[:i]).logits).log_softmax(-1)
+        for answer in (stream, spec):
+            told = answer.choices[0].logprobs
+            assert told.token_logprobs[i] == pytest.approx(float(said[token]), abs=1e-4)
+            assert sorted(told.top_logprobs[i].values())[::-1] == pytest.approx(
+                said.topk(2).values.tolist(), abs=1e-4
+            )
+
+
+def test_logprobs_of_the_device(world):
     found = world.complete(max_tokens=5, temperature=0, logprobs=2, ours={"mode": "local"})
     told = found.choices[0].logprobs
     assert "".join(told.tokens) == found.choices[0].text and len(told.token_logprobs) == 5
@@ -164,8 +183,6 @@ def test_logprobs_where_they_are_known(world):
     content = chat.choices[0].logprobs.content
     assert "".join(one.token for one in content) == chat.choices[0].message.content
     assert all(len(one.top_logprobs) == 3 for one in content)
-    with pytest.raises(openai.BadRequestError, match="known only where the device"):
-        world.complete(max_tokens=5, logprobs=2, ours={"mode": "spec"})
 
 
 def test_a_cascade_asks_the_cloud_where_the_judge_does_not_accept(world, tmp_path):

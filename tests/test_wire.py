@@ -65,13 +65,14 @@ def asks(draw):
         draw(payloads),
         draw(st.sampled_from([b"", b"\x5a" * 4 * count])),
         draw(st.one_of(st.just(b""), payloads)) if drafts else b"",
+        draw(st.integers(0, 21)),
     )
 
 
 @st.composite
 def tells(draw):
     count = draw(st.integers(0, 20))
-    sure = draw(st.sampled_from([b"", b"\x5a" * 2 * count]))
+    sure = draw(st.sampled_from([b"", b"\x5a" * 12 * count]))
     numbers = [draw(n) for n in (u64, u16, u64, u64, u64, u32, u32, u16, st.integers(0, 1), u64, u64)]
     return Tell(*numbers, b"\x01" * 4 * count, sure)
 

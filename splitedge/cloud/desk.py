@@ -146,6 +146,7 @@ class LanguageDesk:
             Tell(
                 ask.request, ask.attempt, where.received_ns, now, ask.context, ask.epoch, word.start,
                 word.accepted, int(word.last), word.queue_ns, word.compute_ns, id_bytes(word.tokens),
+                word.logprobs,
             ),
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from splitedge.events import Refusal
 from splitedge.llm.cloud_model import CloudLanguageModel, Logits, PassRow
 from splitedge.llm.draft_tables import DraftTable, read_tables
 from splitedge.llm.hashing import id_bytes
+from splitedge.llm.logprobs import packed
 from splitedge.llm.rejection import verify
 from splitedge.llm.sampling import Sampling, choose
 from splitedge.wire import Ask
@@ -67,6 +68,7 @@ class Word:
     last: bool
     queue_ns: int = 0
     compute_ns: int = 0
+    logprobs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,10 @@ class LanguageBatcher:
             right, token = verify(logits, context.ids[base:], job.tables, base, job.sampling)
         else:
             right, token = _agreed(logits, context.ids[base:], base, job.sampling)
+        thought = b""
+        if ask.logprobs:
+            chosen = [*context.ids[base : base + right], token]
+            thought = packed(logits[: right + 1], chosen, ask.logprobs - 1)
         context.crop(base + right)
         ended = any(t in job.stops for t in context.ids[base:]) or token in job.stops
         job.left -= 1
@@ -323,8 +329,9 @@ class LanguageBatcher:
         self.told += 1
         last = ended or job.left < 1 or not self.model.sees_ids
         word = Word(
-            context.key, ask, base + right, right, (token,), last, job.waited_ns, now_ns - done.began_ns
-        )
+            context.key, ask, base + right, right, (token,), last, job.waited_ns, now_ns - done.began_ns,
+            thought,
+        )  # fmt: skip
         job.since_ns, job.waited_ns = now_ns, 0
         if self.model.sees_ids:
             context.append(id_bytes([token]))

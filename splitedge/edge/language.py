@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from splitedge.edge.asking import LanguageRemote, Question, Remote, Said
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.settings import EdgeSettings
@@ -37,11 +35,13 @@ from splitedge.llm.happenings import (
     Send,
     Sent,
     Tick,
+    Told,
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
+from splitedge.llm.logprobs import LogProbs
 from splitedge.llm.measured import StepSeconds
 from splitedge.llm.modes import Mode, Pace, Way
-from splitedge.llm.sampling import Sampling, choose, log_probabilities
+from splitedge.llm.sampling import Sampling, choose
 from splitedge.llm.token_model import Step, TokenModel, common
 from splitedge.wire import Lane
 from splitedge.worker import Worker
@@ -97,19 +97,6 @@ class EdgeLanguage:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class LogProbs:
-    """What the device's model thought of a token that it chose, natural logarithms, at temperature 1.
-
-    Attributes:
-        chosen: of the token.
-        top: (id, logarithm) of the most likely ones, falling.
-    """
-
-    chosen: float
-    top: tuple[tuple[int, float], ...]
-
-
 @dataclass(eq=False)
 class Stream:
     """A text under way: iterate over what is emitted; `tally` and `ids` are complete when that ends."""
@@ -121,7 +108,8 @@ class Stream:
     reason: str = ""
     error: RequestError | LinkError | None = None
     ended: bool = False
-    logprobs: dict[int, LogProbs] = field(default_factory=dict)  # by position, where they were wanted
+    #: By position and token, where they were wanted; of drafts that were found wrong, too.
+    logprobs: dict[tuple[int, int], LogProbs] = field(default_factory=dict)
 
     @property
     def tally(self) -> Tally:
@@ -296,8 +284,8 @@ class LanguageRuntime:
             way: the mode.
             sampling: how tokens are drawn; greedy where not given.
             said: the prompt in words, for a cloud with a tokenizer of its own.
-            logprobs: keep the logarithms of probabilities of so many tokens at each position that the
-                device's model computes (0: of the chosen one only); -1 for none.
+            logprobs: keep the logarithms of probabilities of so many tokens at each position (0: of the
+                chosen one only), by the model that decided it; -1 for none. A black box gives none.
 
         Raises:
             Rejected: not started, the mode can not be had, or the prompt does not fit the model.
@@ -448,7 +436,8 @@ class LanguageRuntime:
                 step = model.step(action.ids)
                 token, table = _drawn(step, position, text.sampling, text.stream.generation.way)
                 if text.logprobs >= 0:
-                    text.stream.logprobs[position] = _thought(step, token, text.logprobs)
+                    thought = LogProbs.of(step.logits, token, text.logprobs)
+                    text.stream.logprobs.setdefault((position, token), thought)
                 seconds = time.perf_counter() - start
             except Exception as error:
                 self._back(self._failed, text, error)
@@ -564,16 +553,25 @@ class LanguageRuntime:
         text.hashed = list(ids)
         return text.hashes[count]
 
+    def _heard(self, text: _Text, action: Send, event: Event) -> None:
+        """The cloud's word on an ask; what it thought of its tokens takes the place of the device's."""
+        if isinstance(event, Told) and event.logprobs:
+            drafts = action.ids[len(action.ids) - action.drafts :][: event.accepted]
+            tokens, first = (*drafts, *event.tokens), event.start - event.accepted
+            for i, (token, thought) in enumerate(zip(tokens, event.logprobs, strict=False)):
+                text.stream.logprobs[first + i, token] = thought
+        self._feed(text, event)
+
     def _ask(self, text: _Text, action: Send, before: int, payload: bytes, ids: bytes) -> None:
         if self.remote is None or text.lane is None:
             return
         left = text.deadline_at - self._clock()
         question = Question(
             text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left),
-            text.said, text.stream.prompt,
+            text.said, text.stream.prompt, text.logprobs + 1,
         )  # fmt: skip
         try:
-            nbytes = self.remote.ask(action, question, lambda event: self._feed(text, event))
+            nbytes = self.remote.ask(action, question, lambda event: self._heard(text, action, event))
         except LinkDown:
             if self.up:  # it takes no more for now
                 self._soon(text, Denied(action.ask, 0.05))
@@ -590,9 +588,3 @@ def _drawn(step: Step, position: int, sampling: Sampling, way: Way) -> tuple[int
         return choose(step.logits, position, sampling), b""
     table = table_of(step.logits, sampling, way.table)
     return table.draw(sampling.seed, position), table.pack()
-
-
-def _thought(step: Step, token: int, count: int) -> LogProbs:
-    said = log_probabilities(step.logits, Sampling())
-    best = np.argsort(-said, kind="stable")[:count]
-    return LogProbs(float(said[token]), tuple((int(i), float(said[i])) for i in best))

@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitedge.edge.language import LogProbs, Stream
+from splitedge.edge.language import Stream
 from splitedge.edge.openai_schema import Request
 from splitedge.llm.detokenizing import Detokenizer, StopStrings
 from splitedge.llm.generation import Tally
+from splitedge.llm.logprobs import LogProbs
 from splitedge.llm.modes import Mode, Way
 from splitedge.llm.text_records import TextRecord, plain
 from splitedge.llm.tokenizers import Tokenizer, plain_text
@@ -134,7 +135,9 @@ class Answer:
         if self.request.logprobs < 0:
             return None
         begin = self.stream.prompt
-        told = [(token, self.stream.logprobs[begin + i]) for i, token in enumerate(self.ids) if i >= since]
+        told = [
+            (token, self.stream.logprobs[begin + i, token]) for i, token in enumerate(self.ids) if i >= since
+        ]
         if self.request.chat:
             content = [
                 self._one(token, thought.chosen) | {"top_logprobs": [self._one(*t) for t in thought.top]}

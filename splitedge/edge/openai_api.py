@@ -275,10 +275,10 @@ class OpenAiApi:
             raise ApiError(
                 f"this edge can not write in the mode '{mode}'; it has {have}", param="splitedge.mode"
             )
-        if asked.logprobs >= 0 and mode != "local" and writer.modes != (Mode.LOCAL,):
+        if asked.logprobs >= 0 and mode != "local" and self._runtime.language.text_only:
             raise ApiError(
-                "logprobs are known only where the device's model writes every token (the cloud tells "
-                "tokens, not probabilities): ask with splitedge: {mode: 'local'}", param="logprobs",
+                "a black box of a cloud tells text, not probabilities: logprobs can be had with "
+                "splitedge: {mode: 'local'}", param="logprobs",
             )  # fmt: skip
         drafts = asked.more.drafts or language.drafts
         limit = math.inf if language.deadline_s is None else language.deadline_s

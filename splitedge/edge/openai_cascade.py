@@ -69,6 +69,7 @@ async def cascade(
     on_loss: OnLoss,
     sampling: Sampling,
     said: Said | None,
+    logprobs: int = -1,
 ) -> Cascaded:
     """Let the device answer, and begin the cloud's answer where the judge does not accept that.
 
@@ -82,7 +83,7 @@ async def cascade(
     writer.check_cascade()
     prompt, count = list(wish.prompt), wish.max_tokens
     here, _ = writer.decide(len(prompt), count, Mode.LOCAL, drafts, on_loss)
-    mine = runtime.write(wish, here, sampling, said=said)
+    mine = runtime.write(wish, here, sampling, said=said, logprobs=logprobs)
     try:
         items: list[object] = []
         while not items or isinstance(items[-1], Emit):
@@ -104,5 +105,6 @@ async def cascade(
     left = wish.deadline_s
     if left < math.inf:
         left = max(left - mine.tally.ended_s, 1e-3)
-    anew = runtime.write(replace(wish, deadline_s=left), there, sampling, said=said)
+    wish = replace(wish, deadline_s=left)
+    anew = runtime.write(wish, there, sampling, said=said, logprobs=logprobs)
     return Cascaded(anew, there, why, mine.tally)

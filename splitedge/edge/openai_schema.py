@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from splitedge.edge.asking import Said
 from splitedge.errors import SplitedgeError
 from splitedge.llm.sampling import Sampling
+from splitedge.wire import MAX_TOP
 
 MAX_STOPS, MAX_STOP = 16, 256
-MAX_TOP = 20
 MAX_MESSAGES = 4096
 
 

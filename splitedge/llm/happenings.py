@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splitedge.errors import LinkError, RequestError
+from splitedge.llm.logprobs import LogProbs
 
 # Events ---------------------------------------------------------------------------------------------
 
@@ -46,6 +47,7 @@ class Told:
         last: whether the ask is answered with this.
         nbytes: framed bytes received.
         compute_s: the cloud's.
+        logprobs: of the accepted drafts and these tokens, where they were asked for.
     """
 
     ask: int
@@ -55,6 +57,7 @@ class Told:
     last: bool = True
     nbytes: int = 0
     compute_s: float = 0.0
+    logprobs: tuple[LogProbs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ class StepSeconds:
         if not self._count:
             return math.nan
         stays = 0.5 ** (max(0.0, now - self._last) / _HALF_S)
-        return self._usual + stays * (self._recent - self._usual)
+        found: float = self._usual + stays * (self._recent - self._usual)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
