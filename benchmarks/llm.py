@@ -181,8 +181,9 @@ def _scenario(
         "user": {"texts": texts, "think_s": 1.0},
         "device": {"slower": 0.010 / draft}, "cloud": {"slower": 0.060 / evaluation.pass_s(1, 1)},
     }, folder / "scenario.toml")  # fmt: skip
-    score = simulate_texts(scenario, evaluation=evaluation).score()
-    return {"total": score.total_s, "modes": score.modes, "passes": score.cloud_passes}
+    found = simulate_texts(scenario, evaluation=evaluation)
+    # The first text is left out for all: nothing of the cloud has been measured by then.
+    return {"total": float(found.columns["total_s"][1:].mean()), "modes": found.score().modes}
 
 
 def auto(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import threading
 import time
@@ -268,6 +269,16 @@ def test_records_and_metrics_count_what_was_written(world):
         if 'kind="told"' in line and line.startswith("splitedge_cloud_tokens_total")
     ]
     assert float(told[0].split()[-1]) > 0
+
+
+def test_the_dashboard_needs_nothing_from_elsewhere(world):
+    page = world.page("/")
+    assert set(re.findall(r"https?://[^\"]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "innerHTML" not in page and page.count("function get(") == 1 and "$" not in page
+    told = json.loads(world.page("/records?count=5"))["records"]
+    drawn = set(re.findall(r"\br\.([a-z_]+)", page)) | set(re.findall(r'(?:sum|middle)\(rows, "(\w+)"', page))
+    assert told and drawn <= set(told[0])
+    assert set(re.findall(r"\bs\.([a-z_]+)", page)) - {"append"} <= set(json.loads(world.page("/status")))
 
 
 def test_a_client_that_hangs_up_ends_its_text(world):

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from splitedge.edge.dashboard import HEADERS
 from splitedge.edge.language import LanguageRuntime, Stream
+from splitedge.edge.language_dashboard import PAGE
 from splitedge.edge.language_metrics import LanguageEdgeMetrics
 from splitedge.edge.openai_answer import DONE, Answer, event
 from splitedge.edge.openai_cascade import CASCADE, Judging, cascade
@@ -125,7 +127,7 @@ class OpenAiApi:
         app = guarded_app(limits)
         app.middlewares.insert(0, _errors)
         get, post = app.router.add_get, app.router.add_post
-        get("/", self._status)
+        get("/", self._page)
         get("/status", self._status)
         get("/records", self._rows)
         get("/metrics", self._scrape)
@@ -161,6 +163,9 @@ class OpenAiApi:
         reason = self.why_not_ready()
         body = {"ready": not reason} | ({"error": reason} if reason else {})
         return web.json_response(body, status=503 if reason else 200)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=PAGE, content_type="text/html", headers=HEADERS)
 
     async def _status(self, request: web.Request) -> web.Response:
         runtime, remote = self._runtime, self._runtime.remote
