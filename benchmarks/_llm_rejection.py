@@ -65,7 +65,7 @@ class _Known:
 
 def rejection(bench: Shared) -> None:
     """The law of the first two tokens against the exact one, then acceptance and bytes beside coupling."""
-    tests, seeds = (3, 500) if bench.quick else (20, 4000)
+    tests, seeds = (3, 500) if bench.quick else (20, 2000)
     target, draft = _Known(bench.target), _Known(bench.draft)
     cases = _uncertain(target, bench.prompts(200), tests, seeds // 10)
     tests = len(cases)  # a random model may have fewer
@@ -164,7 +164,7 @@ def _text(target: _Known, draft: _Known, prompt: list[int], how: Sampling) -> tu
 
 def _through_the_cloud(bench: Shared, cases: list[Case]) -> None:
     """The same law from texts over frames and a batching cloud, fewer of them."""
-    tests, seeds = (1, 200) if bench.quick else (4, 500)
+    tests, seeds = (1, 200) if bench.quick else (3, 300)
     plan = deploy_language(bench.target, Bytes(), local=bench.draft).plan
     found = []
     for prompt, law in cases[:tests]:
@@ -200,11 +200,11 @@ async def _written(
 
 def _beside_coupling(bench: Shared) -> None:
     """The same prompts and seeds by both rules, four drafts a round."""
-    count, length = (6, 12) if bench.quick else (60, 50)
+    count, length = (6, 12) if bench.quick else (24, 40)
     plan = deploy_language(bench.target, Bytes(), local=bench.draft).plan
     asked = [(prompt, Sampling(**HOW, seed=i)) for i, prompt in enumerate(bench.prompts(count))]
     ways = {"coupling": Way(Mode.SPEC, drafts=4, adapt=False)}
-    for table in (4, 8, 32, 128):
+    for table in (8, 32, 128):
         ways[f"rejection, tables of {table}"] = Way(Mode.SPEC, drafts=4, rule="rejection", table=table)
     for name, way in ways.items():
         streams: list[Stream] = []
