@@ -90,7 +90,26 @@ def rejection(bench: Shared) -> None:
     add("rejection: greatest p-value of a rule that keeps every draft, a tenth of the texts", wrong, "p",
         at_most=1e-3)  # fmt: skip
     _through_the_cloud(bench, cases)
+    _exact(bench, target, draft)
     _beside_coupling(bench)
+
+
+def _exact(bench: Shared, target: _Known, draft: _Known) -> None:
+    """Acceptance of a draft behind prompts, computed from both laws: no draws, so no noise of draws."""
+    how, tables = Sampling(**HOW), (8, 32, 128)
+    kept: dict[str, list[float]] = {f"rejection, tables of {t}": [] for t in tables} | {"coupling": []}
+    for prompt in bench.prompts(20 if bench.quick else 200):
+        p = np.exp(log_probabilities(target.logits(prompt), how))
+        q = np.exp(log_probabilities(draft.logits(prompt), how))
+        for most in tables:
+            table = table_of(draft.logits(prompt), how, most)
+            both = np.minimum(p[table.ids], table.probabilities).sum()
+            kept[f"rejection, tables of {most}"].append(float(both))
+        at = np.flatnonzero(p * q)  # both draw x where its noise wins over every y in both laws
+        ratios = np.maximum(p[None, :] / p[at, None], q[None, :] / q[at, None])
+        kept["coupling"].append(float((1.0 / ratios.sum(axis=1)).sum()))
+    for name, found in kept.items():
+        bench.report.add(f"{name}: exact acceptance behind prompts, mean", float(np.mean(found)), "ratio")
 
 
 def _uncertain(target: _Known, prompts: list[list[int]], count: int, seeds: int) -> list[Case]:
@@ -99,7 +118,7 @@ def _uncertain(target: _Known, prompts: list[list[int]], count: int, seeds: int)
     """
     found: list[Case] = []
     for prompt in prompts:
-        if len(found) < count:
+        if len(found) < count and all(prompt != other for other, _ in found):
             law = _law(target, prompt, Sampling(**HOW))
             if sum(probability * seeds >= 5.0 for probability in law.values()) >= 10:
                 found.append((prompt, law))
