@@ -31,7 +31,7 @@ from splitedge.loopback import Loopback
 HOW = {"temperature": 1.0, "top_p": 0.95}
 Case = tuple[list[int], dict[tuple[int, int], float]]  # a prompt, and the exact law of two tokens behind it
 LENGTH = 3  # tokens of a text whose first two are counted: two drafts, and one behind them
-JUDGED = Way(Mode.SPEC, drafts=2, rule="rejection")
+JUDGED = Way(Mode.SPEC, drafts=2, rule="rejection", table=32)
 AT_ONCE = 50  # texts at a time; the cloud keeps contexts of ended ones, so each batch gets a cloud of its own
 
 
