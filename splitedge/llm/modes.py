@@ -93,7 +93,7 @@ class Way:
     keeps_told: bool = True
     on_loss: OnLoss = "wait"
     rule: Rule = "coupling"
-    table: int = 32
+    table: int = 8
 
     def __post_init__(self) -> None:
         if not 1 <= self.drafts <= MAX_DRAFTS:
