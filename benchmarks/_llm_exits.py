@@ -15,6 +15,7 @@ from rich.table import Table
 from splitedge.llm.deployment import deploy_language
 from splitedge.llm.evaluation import LanguageEvaluation
 from splitedge.llm.exits import ExitSchedule
+from splitedge.llm.gate_fit import GateSchedule
 from splitedge.llm.modes import Mode
 from splitedge.llm.plan import Costs, forecast
 from splitedge.sim.language import simulate_texts
@@ -75,6 +76,41 @@ def exit_curve(
     console.print(table)
     assert kept is not None
     return kept
+
+
+def pair_curve(
+    report: Report, name: str, target: torch.nn.Module, draft: torch.nn.Module, prompts: list[list[int]],
+    length: int, schedule: GateSchedule,
+) -> None:  # fmt: skip
+    """`assist`: train the gate of a small model, choose its threshold on one half, judge on the other."""
+    with deploy_language(target, Bytes(), local=draft) as deployment:
+        deployment.fit(gate=schedule)
+        half = len(prompts) // 2
+        tune, judge = (
+            deployment.evaluate(part, max_tokens=length, stops=NONE, progress=False)
+            for part in (prompts[:half], prompts[half:])
+        )
+    table = Table(title=f"{name}, a small model with a gate: cloud tokens saved", title_justify="left")
+    for column in ("agreement wanted", "threshold", "agreement", "saved"):
+        table.add_column(column, justify="right")
+    grid = np.unique(np.concatenate([[0.0], tune.confidence[tune.line("local")], [2.0]]))
+    found = [(*_gated(tune, threshold), threshold) for threshold in grid]
+    for least in WANTED:
+        _, _, threshold = min(row for row in found if row[1] >= least)
+        calls, agreement = _gated(judge, threshold)
+        table.add_row(f"{least:.0%}", f"{threshold:.3f}", f"{agreement:.1%}", f"{1 - calls:.1%}")
+        goal = {"at_least": 0.845} if least == 0.95 else {}
+        report.add(f"{name}, pair: saved where {least:.0%} was wanted", 1 - calls, "share", **goal)
+        report.add(f"{name}, pair: agreement where {least:.0%} was wanted", agreement, "share")
+    console.print(table)
+
+
+def _gated(known: LanguageEvaluation, threshold: float) -> tuple[float, float]:
+    """Share of tokens that the cloud is asked for, and agreement, where the device is trusted from
+    `threshold` on.
+    """
+    trusted = known.confidence[known.line("local")] >= threshold
+    return float((~trusted).mean()), float((~trusted | known.agrees("local")).mean())
 
 
 def beside_stream(

@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from _llm_exits import beside_stream, exit_curve
+from _llm_exits import beside_stream, exit_curve, pair_curve
 from _llm_models import Bytes, SlowCloud, draft_of, llama, own_text, shakespeare, stories
 from _llm_rejection import rejection
 from common import Report, console, show_machine
@@ -39,6 +39,7 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.llm.deployment import CloudHalf, LanguageDeployment, deploy_language
 from splitedge.llm.evaluation import LanguageEvaluation
 from splitedge.llm.exits import ExitSchedule
+from splitedge.llm.gate_fit import GateSchedule
 from splitedge.llm.generation import Wish
 from splitedge.llm.modes import Mode, Way
 from splitedge.llm.plan import Costs, break_even_rtt
@@ -157,15 +158,18 @@ def exits(bench: Bench) -> None:
     count, length = (12, 24) if bench.quick else (60, 64)
     rtts, rates = ((10, 300), (2.0,)) if bench.quick else (RTTS_MS, MBPS)
     texts = 6 if bench.quick else 30
-    cases = [("stories260K", bench.target, bench.prompts(count))]
+    cases = [("stories260K", bench.target, bench.draft, bench.prompts(count))]
     trained = shakespeare(30 if bench.quick else 400)
     if trained is None:
         bench.report.notes.append("no text at hand: no model was trained on the spot")
     else:
         model, held = trained
         at = torch.linspace(0, len(held) - 40, count).long().tolist()
-        cases.append(("bytes", model, [held[i : i + 32].tolist() for i in at]))
-    for name, model, prompts in cases:
+        small = draft_of(model, 128 if bench.quick else 384, 1 if bench.quick else 4, "bytes-draft")
+        cases.append(("bytes", model, small, [held[i : i + 32].tolist() for i in at]))
+    gate = GateSchedule(texts=64, length=48) if bench.quick else GateSchedule()
+    for name, model, small, prompts in cases:
+        pair_curve(bench.report, name, model, small, prompts, length, gate)
         judged = exit_curve(bench.report, name, model, (2, 4), prompts, length, schedule)
         beside_stream(bench.report, name, judged, rtts, rates, texts)
 
