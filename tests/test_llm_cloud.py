@@ -247,3 +247,18 @@ def test_a_long_prompt_lets_others_through():
         if passes == 1:
             assert [w.key.context for w in words] == [2]
     assert passes == 4 and [w.key.context for w in words] == [2, 1]
+
+
+def test_what_is_kept_of_a_text_is_let_go_when_it_ends():
+    cloud = Cloud()
+    cloud.take(1, ask(1, [5, 6, 7], want=3))
+    cloud.take(2, ask(2, [8, 9], want=30))
+    work = cloud.batcher.next_pass(cloud.now)
+    cloud.batcher.cancel(key(1))  # the pass still writes to its cache
+    assert len(cloud.store) == 2
+    cloud.batcher.finish(work, MODEL.run(work.rows), cloud.now)
+    assert [c.key for c in cloud.store] == [key(2)] and {w.key for w in cloud.words} == {key(2)}
+    cloud.turn()
+    cloud.batcher.cancel(key(2))
+    assert not len(cloud.store) and cloud.store.nbytes == 0 and not cloud.turn()
+    cloud.batcher.cancel(key(2))  # may come twice

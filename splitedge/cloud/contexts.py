@@ -236,6 +236,11 @@ class ContextStore:
         context.wanted = False
         context.reserved = 0
 
+    def release(self, context: Context) -> None:
+        """Its text has ended: nothing will go on from it."""
+        context.demote()
+        self._contexts.pop(context.key, None)
+
     def expire(self, now: float) -> None:
         """Drop contexts whose lease is over."""
         over = [c for c in self._contexts.values() if c.lease_s <= now and not c.busy and not c.wanted]

@@ -132,6 +132,7 @@ class LanguageBatcher:
         self._later: dict[Key, _Later] = {}
         self._served: defaultdict[str, int] = defaultdict(int)
         self._prefill: dict[Key, Context] = {}
+        self._ended: set[Key] = set()  # while a pass over them runs
         self.running: Pass | None = None
         self.passes = self.computed = self.told = 0
         self.seconds = 0.0
@@ -204,10 +205,17 @@ class LanguageBatcher:
         return np.frombuffer(data, "<i4").tolist() if data else None
 
     def cancel(self, key: Key) -> None:
-        """Nobody waits for a context any more."""
-        job = self._jobs.pop(key, None)
-        if job is not None and not job.context.busy:
-            self.store.settle(job.context)
+        """A context's text has ended: what is kept of it is let go, after the pass that runs over it."""
+        self._jobs.pop(key, None)
+        self._later.pop(key, None)
+        self._prefill.pop(key, None)
+        context = self.store.find(key)
+        if context is None:
+            return
+        if context.busy:
+            self._ended.add(key)
+        else:
+            self.store.release(context)
 
     # Passes ---------------------------------------------------------------------------------------
 
@@ -281,6 +289,10 @@ class LanguageBatcher:
         self.seconds += (now_ns - done.began_ns) / 1e9
         for i, (context, row) in enumerate(zip(done.contexts, done.rows, strict=True)):
             context.busy = False
+            if context.key in self._ended:
+                self._ended.discard(context.key)
+                self.store.release(context)
+                continue
             job = self._jobs.get(context.key)
             if isinstance(logits, Exception):
                 context.cache.clear()
