@@ -190,7 +190,8 @@ class LanguageEdge:
             calibrated = (float(known.thresholds[line]) for line in known.exits)
             thresholds = dict(enumerate(calibrated if given is None else given))
         elif mode == Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = float(known.thresholds[known.line(LOCAL)])
+            thresholds = {-1: 0.5 if math.isnan(gate) else gate}
         ids = known.row_bytes == 4
         way = Way(
             Mode(mode),
