@@ -309,9 +309,9 @@ def missed(w: World, s: int, now: float) -> None:
     """No reply in time: evidence on the link."""
     r = w.slot[s]
     if r.flying == 1:
-        rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
+        rtt = estimate(w, QUANTITIES * r.owner + RTT, now)[0]
         elapsed = now - r.sent_at - rtt - w.table[r.encoded].cloud_s
-        observe_stall(w.estimators, r.owner, now, r.message, elapsed)
+        observe_stall(w, r.owner, now, r.message, elapsed)
         silence(w.device[r.owner], w.rules[0], now, r.sent_at)
 
 

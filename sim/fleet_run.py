@@ -11,9 +11,9 @@ from splitedge.policy import Option
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_handle import handle
 from splitedge.sim.fleet_learn import Lessons
-from splitedge.sim.fleet_policy import Fleet, room
+from splitedge.sim.fleet_policy import Fleet, seen_in
 from splitedge.sim.fleet_queue import run_cloud
-from splitedge.sim.fleet_route import Asked, Seen, approach, arrive, pursue, standing
+from splitedge.sim.fleet_route import Asked, approach, arrive, pursue, standing
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
 from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, World
@@ -62,7 +62,6 @@ class Run:
         self._total = devices * requests.each
         self._lessons = Lessons(devices) if fleet.learns else None
         self.window_s = window(world.rules[0], devices, rate_hz)
-        self._seen = room(devices)
         self._which = np.zeros(devices, np.int64)
         self._all = np.arange(devices)
         self._begun = 0
@@ -129,24 +128,25 @@ class Run:
         world = with_room(self.world, n)
         if world is not self.world:
             self.world, self._loops = world, handle(world)
-        loops, seen = self._loops, self._seen
+        loops = self._loops
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
-        arrive(loops, asked, seen)
-        choice = self._fleet.ask(Seen._make(field[..., :n] for field in seen), NONE, row=due.row)
-        pursue(loops, asked.slot, seen, np.arange(n), choice)
+        arrive(loops, asked)
+        choice = self._fleet.ask(seen_in(world.seen[:, :n]), NONE, due.row)
+        pursue(loops, asked.slot, self._all[:n], choice)
 
     def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
         """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
-        world, seen = self._loops, self._seen
-        while stand := approach(world, device, until, force, seen, self._which):
+        world, seen = self._loops, self.world.seen
+        while stand := approach(world, device, until, force, self._which):
             which = self._which[:stand].copy()
             slot, depth = standing(world, device, which)
             row = self.world.slot["row"][slot]
             choice = np.empty(stand, np.int64)
             for at in np.unique(depth):
                 group = depth == at
-                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group], row[group])
-            pursue(world, slot, seen, which, choice)
+                there = seen_in(seen[:, which[group]])
+                choice[group] = self._fleet.ask(there, self._numbers[at] or 0, row[group])
+            pursue(world, slot, which, choice)
             device, until = device[which], until[which]
 
     def _drain(self, drain: Drain) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitedge.sim.curves import Floats
-from splitedge.sim.fleet_estimate import Estimators
 from splitedge.sim.fleet_link import Way
 
 Ints = NDArray[np.int64]
@@ -37,6 +36,11 @@ FREE, DONE, AIR, CLOUD, WAITING, BACK = range(6)
 #: in the cloud, a moving average; the first second at which a device may hear what is not known yet; the
 #: first second at which an executor is free.
 HORIZON, MEAN_S, BLOCKED, FREE_AT = range(4)
+
+#: Rows of `World.seen`; mean, low and high of four estimates come first.
+GOODPUT, DOWNLINK, ROUND_TRIP, CLOUD_QUEUE = 0, 3, 6, 9
+EDGE_WAIT, LINK_UP, DEADLINE_LEFT, BATTERY, UNSENT, NOW, CONFIDENCE, SUNK = range(12, 20)
+SEEN = 20
 
 DEVICE = np.dtype(
     [
@@ -269,7 +273,10 @@ class World(NamedTuple):
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
         links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
-        estimators: of all devices.
+        quantity, window, habits: the estimators of all devices: fields of `Estimators`.
+        seen: what the policy sees of the requests asked about, shape (SEEN, devices); see `Seen`.
+        batch: room for the requests of a batch.
+        due, due_at: room to put requests in order of time, shape (2, as many as `pools` has).
         up, down: the channel.
         table: record array of OPTION; `exits` the options that are exits, by depth; `fallbacks` those that
             need no cloud, the most accurate first.
@@ -287,7 +294,13 @@ class World(NamedTuple):
     clock: Floats
     busy: Floats
     links: Any
-    estimators: Estimators
+    quantity: Any
+    window: Any
+    habits: Any
+    seen: Floats
+    batch: Ints
+    due: Ints
+    due_at: Floats
     up: Way
     down: Way
     table: Any
