@@ -53,6 +53,14 @@ def release(w: World, s: int) -> None:
     if r.pooled == 1:
         r.state = GONE  # freed when it is taken out of the pool
     else:
+        free(w, s)
+
+
+@inner
+def free(w: World, s: int) -> None:
+    """Give a slot back: to the pool, if it is not its device's own."""
+    w.slot[s].taken = 0
+    if s >= 2 * len(w.device):
         w.pools[FREE, w.counts[FREE]] = s
         w.counts[FREE] += 1
 

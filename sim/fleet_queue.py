@@ -12,6 +12,7 @@ import numpy as np
 from splitedge.sim.compiled import entry, inner
 from splitedge.sim.fleet_cloud import back_start_of, come_back, fly, pair_of, refuse, seconds, serve
 from splitedge.sim.fleet_device import advance
+from splitedge.sim.fleet_end import free
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     AIR,
@@ -19,7 +20,6 @@ from splitedge.sim.fleet_world import (
     BUSY,
     CLOUD,
     DEADLINE,
-    FREE,
     FREE_AT,
     GONE,
     HORIZON,
@@ -100,8 +100,7 @@ def _unpool(w: World, s: int) -> None:
     r = w.slot[s]
     r.pooled = 0
     if r.state == GONE:
-        w.pools[FREE, w.counts[FREE]] = s
-        w.counts[FREE] += 1
+        free(w, s)
 
 
 @inner

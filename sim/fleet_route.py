@@ -49,27 +49,32 @@ class Asked(NamedTuple):
 
 
 @entry
-def approach(w: World, device: Ints, until: Floats, force: bool, which: Ints) -> int:
+def approach(w: World, device: Ints, until: Floats, which: Ints) -> int:
     """Let devices come to the seconds `until`, as far as they can without their policy (see `advance`).
 
     Those that stand at an exit are put into `which` (places in `device`), with what is seen there in
     `World.seen`; gives how many they are.
     """
-    return _approach(w, device, until, force, which)
+    return _approach(w, device, until, which)
 
 
 @inner
-def _approach(w: World, device: Ints, until: Floats, force: bool, which: Ints) -> int:
+def _approach(w: World, device: Ints, until: Floats, which: Ints) -> int:
     stand = 0
     for i in range(len(device)):
-        if advance(w, device[i], until[i], force) == STANDS:
-            d = w.device[device[i]]
-            r = w.slot[d.stands]
-            _see(w, d.stands, d.stands_at, i)
-            w.seen[CONFIDENCE, i] = w.answers[w.exits[r.reached], r.row].confidence
+        if advance(w, device[i], until[i], False) == STANDS:
+            _see_standing(w, device[i], i)
             which[stand] = i
             stand += 1
     return stand
+
+
+@inner
+def _see_standing(w: World, device: int, i: int) -> None:
+    d = w.device[device]
+    r = w.slot[d.stands]
+    _see(w, d.stands, d.stands_at, i)
+    w.seen[CONFIDENCE, i] = w.answers[w.exits[r.reached], r.row].confidence
 
 
 @entry
@@ -91,46 +96,75 @@ def _standing(w: World, device: Ints, which: Ints, slot: Ints, depth: Ints) -> N
 
 
 @entry
-def arrive(w: World, asked: Asked) -> None:
-    """Take a request in on each device, which has come to its second, and see what there is to see."""
-    _arrive(w, asked)
+def arrive(w: World, asked: Asked, todo: Ints, which: Ints) -> int:
+    """Take requests in, those at the places `todo` in `asked`: each on its device, which comes to the second
+    of its arrival, and see what there is to see.
+
+    Those whose devices stand at an exit before that are put into `which`, to be taken in later, as
+    `approach` does; gives how many they are.
+    """
+    return _arrive(w, asked, todo, which)
 
 
 @inner
-def _arrive(w: World, asked: Asked) -> None:
-    rules = w.rules[0]
-    for i in range(len(asked.device)):
-        device, t = asked.device[i], asked.t_s[i]
-        d = w.device[device]
-        w.wakes[device] = -np.inf
+def _arrive(w: World, asked: Asked, todo: Ints, which: Ints) -> int:
+    stand = 0
+    for i in todo:
+        if advance(w, asked.device[i], asked.t_s[i], True) == STANDS:
+            _see_standing(w, asked.device[i], i)
+            which[stand] = i
+            stand += 1
+        else:
+            _take_in(w, asked, i)
+    return stand
+
+
+@inner
+def _free_slot(w: World, device: int) -> int:
+    """A slot for a request: one of the device's own two, which stand together, if it can be."""
+    s = 2 * device
+    if w.slot[s].taken == 1:
+        s += 1
+    if w.slot[s].taken == 1:
         w.counts[FREE] -= 1
         s = w.pools[FREE, w.counts[FREE]]
-        asked.slot[i] = s
-        r = w.slot[s]
-        r.owner, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
-        r.edge_z, r.cloud_z = asked.edge_z[i], asked.cloud_z[i]
-        r.limit = t + (rules.deadline_s if rules.timed else rules.timeout_s)
-        r.answer_by = max(t, r.limit - rules.margin_s) if rules.timed else r.limit
-        r.guard_at = r.fallback_at = r.fallback_end = r.overdue_at = np.inf
-        r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = r.stage_at = r.stage_end = np.inf
-        r.sent_at = r.guarded_s = r.message = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
-        r.tail_j = r.uplink_s = r.queue_s = r.cloud_s = r.downlink_s = 0.0
-        r.sure = np.nan
-        r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = r.stage = NONE
-        r.attempts = r.state = r.pooled = r.refused = r.ended = r.flying = r.waiting = r.remote_over = 0
-        if d.head == NONE:
-            d.head = s
-        else:
-            w.slot[d.tail].next = s
-        d.tail = s
-        d.active += 1
-        busy(d, rules, t)
-        if t >= d.read_at:
-            left = (rules.charge * rules.battery_j - d.joules - rules.idle_w * t) / rules.battery_j
-            d.charge = min(1.0, max(0.0, left))
-            d.read_at = rules.battery_interval_s * (np.floor(t / rules.battery_interval_s) + 1.0)
-        _see(w, s, t, i)
-        w.seen[CONFIDENCE, i] = np.nan
+    w.slot[s].taken = 1
+    return s
+
+
+@inner
+def _take_in(w: World, asked: Asked, i: int) -> None:
+    rules = w.rules[0]
+    device, t = asked.device[i], asked.t_s[i]
+    d = w.device[device]
+    w.wakes[device] = -np.inf
+    s = _free_slot(w, device)
+    asked.slot[i] = s
+    r = w.slot[s]
+    r.owner, r.next, r.place, r.row, r.t = device, NONE, asked.place[i], asked.row[i], t
+    r.edge_z, r.cloud_z = asked.edge_z[i], asked.cloud_z[i]
+    r.limit = t + (rules.deadline_s if rules.timed else rules.timeout_s)
+    r.answer_by = max(t, r.limit - rules.margin_s) if rules.timed else r.limit
+    r.guard_at = r.fallback_at = r.fallback_end = r.overdue_at = np.inf
+    r.reply_at = r.cloud_at = r.retry_at = r.cancel_at = r.ends_at = r.stage_at = r.stage_end = np.inf
+    r.sent_at = r.guarded_s = r.message = r.bytes_up = r.bytes_down = r.compute_s = r.sunk_s = 0.0
+    r.tail_j = r.uplink_s = r.queue_s = r.cloud_s = r.downlink_s = 0.0
+    r.sure = np.nan
+    r.fallback = r.in_hand = r.reached = r.planned = r.target = r.encoded = r.stage = NONE
+    r.attempts = r.state = r.pooled = r.refused = r.ended = r.flying = r.waiting = r.remote_over = 0
+    if d.head == NONE:
+        d.head = s
+    else:
+        w.slot[d.tail].next = s
+    d.tail = s
+    d.active += 1
+    busy(d, rules, t)
+    if t >= d.read_at:
+        left = (rules.charge * rules.battery_j - d.joules - rules.idle_w * t) / rules.battery_j
+        d.charge = min(1.0, max(0.0, left))
+        d.read_at = rules.battery_interval_s * (np.floor(t / rules.battery_interval_s) + 1.0)
+    _see(w, s, t, i)
+    w.seen[CONFIDENCE, i] = np.nan
 
 
 @inner
@@ -177,25 +211,29 @@ def _queued_s(w: World, d: Any) -> float:
 
 
 @entry
-def pursue(w: World, slot: Ints, which: Ints, choice: Ints) -> None:
-    """Make the options chosen the targets of requests; what is seen of them stands at `which` in
-    `World.seen`."""
-    _pursue(w, slot, which, choice)
+def pursue(w: World, slot: Ints, which: Ints, choice: Ints, until: float) -> None:
+    """Make the options chosen the targets of requests, and let their devices come to the second `until`, as
+    far as they can; what is seen of them stands at `which` in `World.seen`.
+    """
+    _pursue(w, slot, which, choice, until)
 
 
 @inner
-def _pursue(w: World, slot: Ints, which: Ints, choice: Ints) -> None:
+def _pursue(w: World, slot: Ints, which: Ints, choice: Ints, until: float) -> None:
     for j in range(len(which)):
         i, s = which[j], slot[j]
         r = w.slot[s]
+        owner = r.owner
         if r.planned == NONE:
             r.planned = choice[j]
-            d = w.device[r.owner]
+            d = w.device[owner]
             if d.active > w.rules[0].max_in_flight or d.charge <= 0.0:
                 end(w, s, w.seen[NOW, i], NONE, np.nan, REJECTED)
                 continue
         _go_on(w, s, w.seen[NOW, i], choice[j], i)
         retime(w, s)
+        if until > w.seen[NOW, i]:  # now, while all of it is in the processor's cache
+            advance(w, owner, until, False)
 
 
 @inner

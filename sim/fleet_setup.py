@@ -227,7 +227,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     device["charge"] = np.nan
     device["read_at"] = 0.0 if rules[0].battery_j < np.inf else np.inf
     links = np.zeros(2 if rules[0].shared_cell else 2 * count, LINK)
-    slots = max(64, 2 * count)
+    slots = 2 * count + max(64, count)
     remote = table.table["remote"]
     cloud_s = float(table.table["cloud_s"][remote].mean()) if remote.any() else 0.0
     one, other = ways_of(scenario, up, down)
@@ -255,13 +255,14 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         cuts=np.array(sorted(scenario.channel.cuts), np.float64).reshape(-1, 2),
         rules=rules,
     )
-    world.pools[FREE, :slots] = np.arange(slots)[::-1]
-    world.counts[FREE] = slots
+    shared = np.arange(2 * count, slots)[::-1]
+    world.pools[FREE, : len(shared)] = shared
+    world.counts[FREE] = len(shared)
     return world
 
 
 def with_room(world: World, requests: int) -> World:
-    """The same with at least `requests` free slots."""
+    """The same with at least `requests` free slots that are no device's own."""
     slots = len(world.slot)
     if world.counts[FREE] >= requests:
         return world

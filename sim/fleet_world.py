@@ -98,6 +98,7 @@ SLOT = np.dtype(
         ("state", "i8"),
         ("ended", "i8"),
         ("cloud_at", "f8"),
+        ("taken", "i8"),  # whether there is a request in it
         ("owner", "i8"),
         ("place", "i8"),  # of its row in the columns
         ("row", "i8"),
@@ -149,7 +150,6 @@ SLOT = np.dtype(
         ("flying", "i8"),
         ("waiting", "i8"),
         ("remote_over", "i8"),
-        ("error", "i8"),  # of a fall-back that fails
     ],
     align=True,
 )
@@ -263,12 +263,13 @@ class World(NamedTuple):
     """Everything the loops read and write.
 
     Attributes:
-        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, twice as many as slots,
+        device, slot: record arrays of DEVICE, SLOT: slots 2 i and 2 i + 1 are device i's own, the others are
+            for whoever needs one more; `ended` of ENDED, twice as many as slots,
             for a slot may be used again before what ended in it is taken.
         wakes: second before which nothing happens on a device, shape (devices,).
-        pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
-            it (-1 - device for an answer to a ping, -1 - devices - device for a heartbeat's echo), shape
-            (6, slots + 4 * devices).
+        pools: slots that are free and no device's own, wait for the air, come to the cloud, wait there, and
+            whose reply leaves it (-1 - device for an answer to a ping, -1 - devices - device for a
+            heartbeat's echo), shape (6, slots + 4 * devices).
         counts: how many are in each pool, and how many have ended.
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
