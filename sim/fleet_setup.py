@@ -20,19 +20,8 @@ from splitedge.sim.device import log_normal_sigma, on_head
 from splitedge.sim.fleet_end import ROUTES
 from splitedge.sim.fleet_estimate import estimators
 from splitedge.sim.fleet_link import LINK, Way, way
-from splitedge.sim.fleet_world import (
-    ANSWER,
-    DEVICE,
-    ENDED,
-    FREE,
-    NONE,
-    OPTION,
-    RULES,
-    SEEN,
-    SLOT,
-    Ints,
-    World,
-)
+from splitedge.sim.fleet_rules import ANSWER, OPTION, RULES
+from splitedge.sim.fleet_world import DEVICE, ENDED, FREE, NONE, SEEN, SLOT, Ints, World
 from splitedge.sim.link import Channel
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
