@@ -21,7 +21,7 @@ if os.environ.get("SPLITEDGE_LOOPS") != "python":
     with contextlib.suppress(ImportError):
         import numba
 
-#: Whether `compiled` compiles.
+#: Whether there is machine code.
 COMPILES: bool = numba is not None and not numba.config.DISABLE_JIT
 
 
@@ -36,9 +36,9 @@ def _folder() -> Path:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(here.glob("fleet_*.py")):
+    for path in (Path(__file__), *sorted(here.glob("fleet_*.py"))):
         text = path.read_bytes()
-        if b"import compiled" in text or b"import inner" in text or path.stem == "fleet_world":
+        if b"splitedge.sim.compiled import" in text or path.stem in ("compiled", "fleet_world"):
             digest.update(text)
     base = here / "__pycache__"
     if not os.access(base if base.exists() else here, os.W_OK):
@@ -46,18 +46,19 @@ def _folder() -> Path:
     return base / f"loops-{digest.hexdigest()[:16]}"
 
 
-def compiled(function: F) -> F:
-    """Compile a function of numbers, arrays, record arrays and named tuples of them at its first call; the
-    result is kept on disk for the next process, where there is a folder that can be written.
+def entry(function: F) -> F:
+    """Compile a function that Python calls with the handle of a `World`, at its first call; the result is
+    kept on disk for the next process, where there is a folder that can be written. It should be of one line:
+    in here each use of an array counts a reference, which costs more than most of what is done with it.
     """
     return _compile(function)
 
 
 def inner(function: F) -> F:
-    """The same for a function that only compiled ones call and that makes no arrays: no wrapper is made for
-    Python, and arrays' references are not counted, which takes most of the time in small functions.
+    """Compile a function that only compiled ones call and that makes no arrays: neither is a wrapper made for
+    Python, nor are references counted.
     """
-    return _compile(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compile(function, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def _compile(function: F, **options: bool) -> F:

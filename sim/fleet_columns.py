@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled
+from splitedge.sim.compiled import entry, inner
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_end import ROUTES
 from splitedge.sim.fleet_policy import names_of
@@ -50,9 +50,14 @@ def totals() -> Totals:
     )
 
 
-@compiled
+@entry
 def write(w: World, rows: Any) -> None:
     """Put the requests that ended since the last time at their places."""
+    _write(w, rows)
+
+
+@inner
+def _write(w: World, rows: Any) -> None:
     for i in range(w.counts[DONE]):
         e = w.ended[i]
         to = rows[e.place]
@@ -64,9 +69,14 @@ def write(w: World, rows: Any) -> None:
     w.counts[DONE] = 0
 
 
-@compiled
+@entry
 def count_up(w: World, t: Totals) -> None:
     """Count the requests that ended since the last time."""
+    _count_up(w, t)
+
+
+@inner
+def _count_up(w: World, t: Totals) -> None:
     for i in range(w.counts[DONE]):
         e = w.ended[i]
         t.routes[e.route] += 1

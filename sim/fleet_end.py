@@ -53,6 +53,14 @@ def release(w: World, s: int) -> None:
     if r.pooled == 1:
         r.state = GONE  # freed when it is taken out of the pool
     else:
+        free(w, s)
+
+
+@inner
+def free(w: World, s: int) -> None:
+    """Give a slot back: to the pool, if it is not its device's own."""
+    w.slot[s].taken = 0
+    if s >= 2 * len(w.device):
         w.pools[FREE, w.counts[FREE]] = s
         w.counts[FREE] += 1
 
@@ -309,9 +317,9 @@ def missed(w: World, s: int, now: float) -> None:
     """No reply in time: evidence on the link."""
     r = w.slot[s]
     if r.flying == 1:
-        rtt = estimate(w.estimators, QUANTITIES * r.owner + RTT, now)[0]
+        rtt = estimate(w, QUANTITIES * r.owner + RTT, now)[0]
         elapsed = now - r.sent_at - rtt - w.table[r.encoded].cloud_s
-        observe_stall(w.estimators, r.owner, now, r.message, elapsed)
+        observe_stall(w, r.owner, now, r.message, elapsed)
         silence(w.device[r.owner], w.rules[0], now, r.sent_at)
 
 

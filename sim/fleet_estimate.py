@@ -1,7 +1,8 @@
 """The link estimator of `splitedge/estimate.py` for many devices: the same formulas on records.
 
-Each device has four quantities (uplink, downlink, round trip, cloud's queue). A window's samples are kept
-sorted by value in arrays, estimates are blended as sums of logarithms. Only the kind `quantiles` exists.
+The loops work on whatever has the fields of `Estimators`: a `World` does. Each device has four quantities
+(uplink, downlink, round trip, cloud's queue). A window's samples are kept sorted by value in arrays,
+estimates are blended as sums of logarithms. Only the kind `quantiles` exists.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings, Prior
-from splitedge.sim.compiled import compiled, inner
+from splitedge.sim.compiled import inner
 
 UP, DOWN, RTT, QUEUE = 0, 1, 2, 3
 QUANTITIES = 4
@@ -87,12 +88,12 @@ class Estimators(NamedTuple):
         quantity: record array of `QUANTITY`, shape (devices * 4,).
         window: samples by rising value, the rows value, weight, second since `epoch`, float32: shape
             (devices * 4, 3, count). Single precision, for it is what the caches are too small for.
-        rules: record array of SETTINGS, shape (1,).
+        habits: record array of SETTINGS, shape (1,).
     """
 
     quantity: Any
     window: Any
-    rules: Any
+    habits: Any
 
 
 def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
@@ -113,7 +114,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     _begin(quantity[:, DOWN], settings.downlink_bps, _RATE, _Z90)
     _begin(quantity[:, RTT], settings.rtt_s, _SECONDS, _Z95)
     _begin(quantity[:, QUEUE], settings.queue_s, _SECONDS, _Z95)
-    rules = (
+    habits = (
         settings.count,
         settings.window_s,
         1.0 - settings.alpha,
@@ -126,7 +127,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     return Estimators(
         quantity.reshape(-1).view(np.recarray),
         np.zeros((devices * QUANTITIES, 3, settings.count), np.float32),
-        np.array([rules], SETTINGS).view(np.recarray),
+        np.array([habits], SETTINGS).view(np.recarray),
     )
 
 
@@ -142,7 +143,7 @@ def _begin(column: Any, prior: Prior, limits: tuple[float, float], z: float) -> 
 
 
 @inner
-def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: float) -> None:
+def _put(e: Any, q: Any, window: Any, now: float, value: float, weight: float) -> None:
     """A sample into the sorted window; those too many or too old leave it."""
     values, weights, seconds = window[0], window[1], window[2]
     n = q.count
@@ -155,7 +156,7 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
         for i in range(1, n):
             if seconds[i] < seconds[oldest]:
                 oldest = i
-        if n < e.rules[0].samples and seconds[oldest] >= now - q.epoch - e.rules[0].window_s:
+        if n < e.habits[0].samples and seconds[oldest] >= now - q.epoch - e.habits[0].window_s:
             break
         q.weight -= weights[oldest]
         n -= 1
@@ -172,13 +173,13 @@ def _put(e: Estimators, q: Any, window: Any, now: float, value: float, weight: f
 
 
 @inner
-def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weight: float) -> None:
+def _observe(e: Any, q: Any, window: Any, now: float, value: float, weight: float) -> None:
     """Take a sample of a quantity: what is usual, the window, the moving mean."""
     value = min(q.most, max(q.least, value))
     usual = weight * min(1.0, max(0.0, now - q.usual_at) / _SPREAD_S)
     q.usual_at = now
     if usual > 0.0:
-        q.usual_weight = min(q.usual_weight + usual, e.rules[0].memory)
+        q.usual_weight = min(q.usual_weight + usual, e.habits[0].memory)
         share = usual / q.usual_weight
         step = math.log(value) - q.usual_mean
         q.usual_mean += share * step
@@ -193,7 +194,7 @@ def _observe(e: Estimators, q: Any, window: Any, now: float, value: float, weigh
     if q.moving_weight == 0.0:
         q.moving = value
     else:
-        move = max(1.0 - e.rules[0].keep ** weight, weight / (q.moving_weight + weight))
+        move = max(1.0 - e.habits[0].keep ** weight, weight / (q.moving_weight + weight))
         q.moving += move * (value - q.moving)
     q.moving_weight = min(q.moving_weight + weight, 32.0)  # an EWMA's own limit
     q.newest = now
@@ -222,17 +223,17 @@ def _summarise(q: Any, window: Any) -> None:
 
 
 @inner
-def _trust(e: Estimators, q: Any, now: float) -> float:
+def _trust(e: Any, q: Any, now: float) -> float:
     age = max(0.0, now - q.newest)
     return float(
         q.weight
-        / (q.weight + e.rules[0].prior_weight)
-        * math.exp(-_LN2 * min(1000.0, age / e.rules[0].half_life_s))
+        / (q.weight + e.habits[0].prior_weight)
+        * math.exp(-_LN2 * min(1000.0, age / e.habits[0].half_life_s))
     )
 
 
-@compiled
-def estimate(e: Estimators, at: int, now: float) -> tuple[float, float, float]:
+@inner
+def estimate(e: Any, at: int, now: float) -> tuple[float, float, float]:
     """Mean, low, high of quantity `at` (4 * device + which)."""
     q = e.quantity[at]
     if not 0.0 <= now - q.at < _FRESH_S:
@@ -255,20 +256,20 @@ def _observe_least(q: Any, now: float, value: float) -> None:
     q.min_now = min(q.min_now, value)
 
 
-@compiled
-def observe_rtt(e: Estimators, device: int, now: float, rtt_s: float) -> None:
+@inner
+def observe_rtt(e: Any, device: int, now: float, rtt_s: float) -> None:
     """A ping came back."""
     at = QUANTITIES * device + RTT
     q = e.quantity[at]
     _observe(e, q, e.window[at], now, rtt_s, 1.0)
     _observe_least(q, now, rtt_s)
     _, low, high = estimate(e, at, now)
-    q.noise = max(e.rules[0].noise_s, 0.5 * (high - low))
+    q.noise = max(e.habits[0].noise_s, 0.5 * (high - low))
 
 
-@compiled
+@inner
 def observe_exchange(
-    e: Estimators, device: int, now: float, up_bytes: float, down_bytes: float, seconds: float
+    e: Any, device: int, now: float, up_bytes: float, down_bytes: float, seconds: float
 ) -> None:
     """A request and its reply took `seconds` on the link: what transmission leaves is a round trip."""
     if seconds <= 0.0:
@@ -283,15 +284,15 @@ def observe_exchange(
         _observe(e, q, e.window[first + RTT], now, max(seconds - bits_s, least), (1.0 - share) ** 2)
 
 
-@compiled
-def observe_queue(e: Estimators, device: int, now: float, seconds: float) -> None:
+@inner
+def observe_queue(e: Any, device: int, now: float, seconds: float) -> None:
     """A request waited in the cloud."""
     at = QUANTITIES * device + QUEUE
     _observe(e, e.quantity[at], e.window[at], now, seconds, 1.0)
 
 
-@compiled
-def observe_stall(e: Estimators, device: int, now: float, nbytes: float, elapsed: float) -> None:
+@inner
+def observe_stall(e: Any, device: int, now: float, nbytes: float, elapsed: float) -> None:
     """A message is still under way."""
     if elapsed <= e.quantity[QUANTITIES * device + RTT].noise or nbytes <= 0.0:
         return
@@ -301,8 +302,8 @@ def observe_stall(e: Estimators, device: int, now: float, nbytes: float, elapsed
         _observe(e, e.quantity[at], e.window[at], now, bound, 1.0)
 
 
-@compiled
-def observe_transfer(e: Estimators, device: int, way: int, now: float, nbytes: float, seconds: float) -> None:
+@inner
+def observe_transfer(e: Any, device: int, way: int, now: float, nbytes: float, seconds: float) -> None:
     """A message of `nbytes` took `seconds` one way; `way` is UP or DOWN."""
     at = QUANTITIES * device + way
     q = e.quantity[at]
@@ -313,13 +314,13 @@ def observe_transfer(e: Estimators, device: int, way: int, now: float, nbytes: f
     transmission = max(0.0, seconds - base)
     if base == np.inf:
         transmission = seconds
-    if transmission < e.rules[0].noise_s:
-        bound = 8.0 * nbytes / e.rules[0].noise_s
+    if transmission < e.habits[0].noise_s:
+        bound = 8.0 * nbytes / e.habits[0].noise_s
         if bound > estimate(e, at, now)[0]:
-            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.rules[0].small_bytes))
+            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.habits[0].small_bytes))
         return
     signal = transmission / ping.noise
     signal *= signal
-    weight = nbytes / (nbytes + e.rules[0].small_bytes) * signal / (1.0 + signal)
+    weight = nbytes / (nbytes + e.habits[0].small_bytes) * signal / (1.0 + signal)
     if weight >= _LEAST_WEIGHT:
         _observe(e, q, e.window[at], now, 8.0 * nbytes / transmission, weight)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled, inner
+from splitedge.sim.compiled import inner
 from splitedge.sim.curves import PACKET_BITS, SLACK_BITS, Capacity, Floats, Opportunities, Series
 from splitedge.sim.link import Channel
 
@@ -131,7 +131,7 @@ def _sum_below(w: Way, bits: float) -> int:
     return i
 
 
-@compiled
+@inner
 def bits_by(w: Way, t: float) -> float:
     """Bits offered in [0, t); see `curves.py`."""
     a = w.at[0]
@@ -147,7 +147,7 @@ def bits_by(w: Way, t: float) -> float:
     return float(lap * a.sums_end + w.data[a.sums_keys + i] + since * w.data[a.rates_keys + a.rates_n + i])
 
 
-@compiled
+@inner
 def time_of(w: Way, bits: float) -> float:
     """The first second by which `bits` were offered; inf if that never comes."""
     a = w.at[0]
@@ -186,7 +186,7 @@ def _last_bits(w: Way) -> float:
     return float(PACKET_BITS * w.at[0].rates_n if w.at[0].packets else w.at[0].sums_end)
 
 
-@compiled
+@inner
 def carry(link: Any, w: Way, start_s: float, now: float, nbytes: float) -> float:
     """Queue `nbytes` at `now` and give the second at which the last of them arrives: `Link.send`.
 

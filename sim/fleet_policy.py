@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,11 +11,45 @@ from splitedge.errors import SimulationError
 from splitedge.policy import Estimate, Observation, Option, Policy, wants_features
 from splitedge.power import PowerModel
 from splitedge.record import Record
+from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_end import ROUTES
-from splitedge.sim.fleet_route import Seen
-from splitedge.sim.fleet_world import ERRORS, NOTHING, Ints
+from splitedge.sim.fleet_world import (
+    CLOUD_QUEUE,
+    DOWNLINK,
+    EDGE_WAIT,
+    ERRORS,
+    GOODPUT,
+    LINK_UP,
+    NOTHING,
+    ROUND_TRIP,
+    SEEN,
+    Ints,
+)
 
 _N = 7  # devices of the rehearsal: unlike any count of options or quantities
+
+
+class Seen(NamedTuple):
+    """What the policy sees of each of n requests, arrays of shape (n,): see `Observation`."""
+
+    goodput: Floats  # (3, n): mean, low, high; so are the next three
+    downlink: Floats
+    rtt: Floats
+    queue: Floats
+    edge_wait_s: Floats
+    link_up: Any
+    deadline_s: Floats
+    battery: Floats
+    unsent_s: Floats
+    t_s: Floats
+    confidence: Floats
+    sunk_s: Floats
+
+
+def seen_in(rows: Floats) -> Seen:
+    """What stands in the rows of `World.seen`, shape (SEEN, n): views, but for `link_up`."""
+    estimates = (rows[at : at + 3] for at in (GOODPUT, DOWNLINK, ROUND_TRIP, CLOUD_QUEUE))
+    return Seen(*estimates, rows[EDGE_WAIT], rows[LINK_UP] > 0.0, *rows[LINK_UP + 1 :])
 
 
 class Fleet:
@@ -58,20 +92,17 @@ class Fleet:
         finally:
             self._policy = original
 
-    def ask(self, seen: Seen, exit: int, which: Ints | None = None, row: Ints | None = None) -> Ints:
+    def ask(self, seen: Seen, exit: int, row: Ints | None = None) -> Ints:
         """The option for each request, shape (n,).
 
         Args:
             seen: what is to be seen.
             exit: number of the exit at which they all stand, -1 on arrival.
-            which: places in `seen` that are asked about; None for all.
             row: of the evaluation that each request is, shape (n,); None where they are none.
 
         Raises:
             SimulationError: the policy fails on arrays, or chooses an option that does not exist.
         """
-        if which is not None:
-            seen = Seen._make(field[..., which] for field in seen)
         power = self._power
         n = len(seen.t_s)
         obs = Observation(
@@ -193,28 +224,15 @@ def record_of(ended: Any, deadline_s: float, options: tuple[Option, ...], names:
     return Record(**fields)
 
 
-def room(n: int) -> Seen:
-    """Arrays for what is seen of `n` requests."""
-    three, one = np.zeros((3, n)), np.zeros(n)
-    return Seen(
-        three,
-        three.copy(),
-        three.copy(),
-        three.copy(),
-        one,
-        np.zeros(n, np.bool_),
-        *(one.copy() for _ in range(6)),
-    )
-
-
 def _example(n: int) -> Seen:
     """Conditions from dead to fast, for the rehearsal."""
-    seen = room(n)
+    rows = np.zeros((SEEN, n))
+    rows[LINK_UP] = np.arange(n) % 5 != 1
+    seen = seen_in(rows)
     bps = 10.0 ** np.linspace(4.5, 8.5, n)
     for i, factor in enumerate((1.0, 0.5, 2.0)):
         seen.goodput[i], seen.downlink[i] = factor * bps, 2.0 * factor * bps
         seen.rtt[i], seen.queue[i] = 0.05 * factor, 0.002 * factor
-    seen.link_up[:] = np.arange(n) % 5 != 1
     seen.deadline_s[:] = np.where(np.arange(n) % 3 == 0, np.inf, 0.15)
     seen.battery[:] = np.where(np.arange(n) % 2 == 0, np.nan, 0.5)
     seen.unsent_s[:] = np.linspace(0.0, 3.0, n)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from splitedge.sim.compiled import compiled, inner
+from splitedge.sim.compiled import entry, inner
 from splitedge.sim.fleet_cloud import back_start_of, come_back, fly, pair_of, refuse, seconds, serve
 from splitedge.sim.fleet_device import advance
+from splitedge.sim.fleet_end import free
 from splitedge.sim.fleet_link import carry
 from splitedge.sim.fleet_world import (
     AIR,
@@ -19,7 +20,6 @@ from splitedge.sim.fleet_world import (
     BUSY,
     CLOUD,
     DEADLINE,
-    FREE,
     FREE_AT,
     GONE,
     HORIZON,
@@ -29,17 +29,39 @@ from splitedge.sim.fleet_world import (
     MEAN_S,
     NONE,
     WAITING,
-    Ints,
     World,
 )
 
 
-@compiled
-def _due(w: World, counter: int, horizon: float, state: int) -> Ints:
-    """Take those before the horizon out of a pool and give them in order of time."""
+@inner
+def _sort(w: World, n: int) -> int:
+    """Put the first `n` of `World.due` in order of time, equals as they stand: merging runs of rising length
+    from one row to the other. Gives the row that holds them.
+    """
+    here, run = 0, 1
+    while run < n:
+        due, at, to, to_at = w.due[here], w.due_at[here], w.due[1 - here], w.due_at[1 - here]
+        for begin in range(0, n, 2 * run):
+            left, right = begin, min(begin + run, n)
+            middle, end = right, min(begin + 2 * run, n)
+            for k in range(begin, end):
+                if right == end or (left < middle and at[left] <= at[right]):
+                    to[k], to_at[k] = due[left], at[left]
+                    left += 1
+                else:
+                    to[k], to_at[k] = due[right], at[right]
+                    right += 1
+        here, run = 1 - here, 2 * run
+    return here
+
+
+@inner
+def _due(w: World, counter: int, horizon: float, state: int) -> tuple[int, int]:
+    """Take those before the horizon out of a pool and put them into a row of `World.due`, in order of time;
+    which row, and how many.
+    """
     size = w.counts[counter]
-    times = np.empty(size)
-    due = np.empty(size, np.int64)
+    times, due = w.due_at[0], w.due[0]
     found = left = 0
     for i in range(size):
         s = w.pools[counter, i]
@@ -70,7 +92,7 @@ def _due(w: World, counter: int, horizon: float, state: int) -> Ints:
             w.pools[counter, left] = s
             left += 1
     w.counts[counter] = left
-    return due[:found][np.argsort(times[:found])]
+    return _sort(w, found), found
 
 
 @inner
@@ -78,8 +100,7 @@ def _unpool(w: World, s: int) -> None:
     r = w.slot[s]
     r.pooled = 0
     if r.state == GONE:
-        w.pools[FREE, w.counts[FREE]] = s
-        w.counts[FREE] += 1
+        free(w, s)
 
 
 @inner
@@ -147,11 +168,11 @@ def _occupy(w: World, until: float) -> None:
     w.clock[FREE_AT] = w.busy[0]
 
 
-@compiled
+@inner
 def _start(w: World, now: float) -> None:
     """Run a batch of the lane whose request has waited longest; drop what is late or was cancelled."""
     rules = w.rules[0]
-    batch = np.empty(min(rules.max_rows, w.counts[WAITING]), np.int64)
+    batch = w.batch
     rows = kept = 0
     most = total = 0.0
     lane = NONE
@@ -202,25 +223,33 @@ def _pong(w: World, device: int, echo: bool) -> None:
         w.wakes[device] = min(w.wakes[device], d.pong_at)
 
 
-@compiled
+@entry
 def run_cloud(w: World, horizon: float) -> None:
     """Serve what is to be begun before `horizon`."""
+    _run_cloud(w, horizon)
+
+
+@inner
+def _run_cloud(w: World, horizon: float) -> None:
     if w.rules[0].shared_cell:
-        for s in _due(w, AIR, horizon, IN_AIR):
-            w.slot[s].pooled = 0
-            fly(w, s)
-    due = _due(w, CLOUD, horizon, IN_CLOUD)
+        row, found = _due(w, AIR, horizon, IN_AIR)
+        for i in range(found):
+            w.slot[w.due[row, i]].pooled = 0
+            fly(w, w.due[row, i])
+    row, found = _due(w, CLOUD, horizon, IN_CLOUD)
     i = 0
     while True:
         starts = _starts_at(w)
-        if starts < horizon and (i == len(due) or starts <= w.slot[due[i]].cloud_at):
+        if starts < horizon and (i == found or starts <= w.slot[w.due[row, i]].cloud_at):
             _start(w, starts)
-        elif i < len(due):
-            _admit(w, due[i])
+        elif i < found:
+            _admit(w, w.due[row, i])
             i += 1
         else:
             break
-    for s in _due(w, BACK, horizon, LEAVING):
+    row, found = _due(w, BACK, horizon, LEAVING)
+    for i in range(found):
+        s = w.due[row, i]
         if s < 0:
             _pong(w, (-1 - s) % len(w.device), -1 - s >= len(w.device))
         else:

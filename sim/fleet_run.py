@@ -11,9 +11,9 @@ from splitedge.policy import Option
 from splitedge.sim.curves import Floats
 from splitedge.sim.fleet_handle import handle
 from splitedge.sim.fleet_learn import Lessons
-from splitedge.sim.fleet_policy import Fleet, room
+from splitedge.sim.fleet_policy import Fleet, seen_in
 from splitedge.sim.fleet_queue import run_cloud
-from splitedge.sim.fleet_route import Asked, Seen, approach, arrive, pursue, standing
+from splitedge.sim.fleet_route import Asked, approach, arrive, pursue, standing
 from splitedge.sim.fleet_setup import with_room
 from splitedge.sim.fleet_work import Due, Requests
 from splitedge.sim.fleet_world import BLOCKED, DONE, NONE, Ints, World
@@ -62,7 +62,6 @@ class Run:
         self._total = devices * requests.each
         self._lessons = Lessons(devices) if fleet.learns else None
         self.window_s = window(world.rules[0], devices, rate_hz)
-        self._seen = room(devices)
         self._which = np.zeros(devices, np.int64)
         self._all = np.arange(devices)
         self._begun = 0
@@ -72,7 +71,7 @@ class Run:
         told = 0.0
         steps = self._together() if self._fleet.keeps else self._windows()
         for dues, horizon in steps:
-            self._step(dues, drain)
+            self._step(dues, horizon, drain)
             # In a shared cell what devices send must not get far out of the order of sending.
             while self.world.rules[0].shared_cell and self.now + self.window_s < horizon:
                 self._horizon(self.now + self.window_s, drain)
@@ -115,39 +114,48 @@ class Run:
         ends = np.cumsum([len(due.t_s) for due in dues])
         return list(zip(dues, np.split(place, ends[:-1]), strict=True))
 
-    def _step(self, dues: list[tuple[Due, Ints]], drain: Drain) -> None:
+    def _step(self, dues: list[tuple[Due, Ints]], horizon: float, drain: Drain) -> None:
+        rules = self.world.rules[0]
         for due, place in dues:
             if self._lessons is not None:
-                self._lessons.teach(self._fleet, float(due.t_s.min()), self.world.rules[0].deadline_s)
-            self._ask(due, place)
+                self._lessons.teach(self._fleet, float(due.t_s.min()), rules.deadline_s)
+            # Where a device asks once it may go on at once; in a shared cell all must go on together.
+            self._ask(due, place, horizon if len(dues) == 1 and not rules.shared_cell else -np.inf)
             self._drain(drain)
 
-    def _ask(self, due: Due, place: Ints) -> None:
-        """One request of each of these devices: all before it, its arrival, the first decision."""
+    def _ask(self, due: Due, place: Ints, until: float) -> None:
+        """One request of each of these devices: all before it, its arrival, the first decision, and what
+        comes of it by `until`.
+        """
         n = len(due.device)
-        self._come_to(due.device, due.t_s, True)
         world = with_room(self.world, n)
         if world is not self.world:
             self.world, self._loops = world, handle(world)
-        loops, seen = self._loops, self._seen
         asked = Asked(due.device, due.t_s, place, due.row, due.edge_z, due.cloud_z, np.empty(n, np.int64))
-        arrive(loops, asked, seen)
-        choice = self._fleet.ask(Seen._make(field[..., :n] for field in seen), NONE, row=due.row)
-        pursue(loops, asked.slot, seen, np.arange(n), choice)
+        todo = self._all[:n]
+        while stand := arrive(self._loops, asked, todo, self._which):
+            todo = self._which[:stand].copy()
+            self._choose(due.device, todo)
+        choice = self._fleet.ask(seen_in(world.seen[:, :n]), NONE, due.row)
+        pursue(self._loops, asked.slot, self._all[:n], choice, until)
 
-    def _come_to(self, device: Ints, until: Floats, force: bool) -> None:
+    def _come_to(self, device: Ints, until: Floats) -> None:
         """Let devices come to a second each; where requests stand at exits meanwhile the policy is asked."""
-        world, seen = self._loops, self._seen
-        while stand := approach(world, device, until, force, seen, self._which):
+        while stand := approach(self._loops, device, until, self._which):
             which = self._which[:stand].copy()
-            slot, depth = standing(world, device, which)
-            row = self.world.slot["row"][slot]
-            choice = np.empty(stand, np.int64)
-            for at in np.unique(depth):
-                group = depth == at
-                choice[group] = self._fleet.ask(seen, self._numbers[at] or 0, which[group], row[group])
-            pursue(world, slot, seen, which, choice)
+            self._choose(device, which)
             device, until = device[which], until[which]
+
+    def _choose(self, device: Ints, which: Ints) -> None:
+        """Ask the policy about the requests that stand at exits on `device[which]`, exit by exit."""
+        slot, depth = standing(self._loops, device, which)
+        row = self.world.slot["row"][slot]
+        choice = np.empty(len(which), np.int64)
+        for at in np.unique(depth):
+            group = depth == at
+            there = seen_in(self.world.seen[:, which[group]])
+            choice[group] = self._fleet.ask(there, self._numbers[at] or 0, row[group])
+        pursue(self._loops, slot, which, choice, -np.inf)
 
     def _drain(self, drain: Drain) -> None:
         if self._lessons is not None:
@@ -166,7 +174,7 @@ class Run:
         horizon = 0.0
         while horizon < second:
             clock[BLOCKED] = np.inf
-            self._come_to(self._all, until, False)
+            self._come_to(self._all, until)
             horizon = min(second, float(clock[BLOCKED]))
             run_cloud(self._loops, horizon)
         self.now = second

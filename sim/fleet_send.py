@@ -115,10 +115,10 @@ def replied(w: World, s: int, now: float) -> None:
         r.bytes_down += down_bytes
         r.tail_j += radio(w, d, now)
         end(w, s, now, r.encoded, w.answers[r.encoded, r.row].confidence, NO_ERROR)
-    observe_exchange(w.estimators, device, now, nbytes, down_bytes, up_s + down_s)
-    observe_transfer(w.estimators, device, UP, now, nbytes, up_s)
-    observe_transfer(w.estimators, device, DOWN, now, down_bytes, down_s)
-    observe_queue(w.estimators, device, now, queue_s)
+    observe_exchange(w, device, now, nbytes, down_bytes, up_s + down_s)
+    observe_transfer(w, device, UP, now, nbytes, up_s)
+    observe_transfer(w, device, DOWN, now, down_bytes, down_s)
+    observe_queue(w, device, now, queue_s)
     if life(d, w.rules[0], now):
         flush(w, device, now)
 
@@ -193,7 +193,7 @@ def link_event(w: World, device: int, now: float) -> None:
         transfer(w, d, now, rules.pong_bytes, rules.j_per_bit_down)
         d.pong_at = np.inf
         d.heard_at = now
-        observe_rtt(w.estimators, device, now, rtt)
+        observe_rtt(w, device, now, rtt)
         if life(d, rules, now):
             flush(w, device, now)
     elif now >= d.echo_at:

@@ -20,18 +20,8 @@ from splitedge.sim.device import log_normal_sigma, on_head
 from splitedge.sim.fleet_end import ROUTES
 from splitedge.sim.fleet_estimate import estimators
 from splitedge.sim.fleet_link import LINK, Way, way
-from splitedge.sim.fleet_world import (
-    ANSWER,
-    DEVICE,
-    ENDED,
-    FREE,
-    NONE,
-    OPTION,
-    RULES,
-    SLOT,
-    Ints,
-    World,
-)
+from splitedge.sim.fleet_rules import ANSWER, OPTION, RULES
+from splitedge.sim.fleet_world import DEVICE, ENDED, FREE, NONE, SEEN, SLOT, Ints, World
 from splitedge.sim.link import Channel
 from splitedge.sim.scenario import Scenario
 from splitedge.sim.traces import Trace
@@ -226,7 +216,7 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
     device["charge"] = np.nan
     device["read_at"] = 0.0 if rules[0].battery_j < np.inf else np.inf
     links = np.zeros(2 if rules[0].shared_cell else 2 * count, LINK)
-    slots = max(64, 2 * count)
+    slots = 2 * count + max(64, count)
     remote = table.table["remote"]
     cloud_s = float(table.table["cloud_s"][remote].mean()) if remote.any() else 0.0
     one, other = ways_of(scenario, up, down)
@@ -239,7 +229,11 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         counts=np.zeros(6, np.int64),
         clock=np.array([0.0, cloud_s, np.inf, 0.0]),
         links=links.view(np.recarray),
-        estimators=estimators(count, scenario.link),
+        **estimators(count, scenario.link)._asdict(),
+        seen=np.zeros((SEEN, count)),
+        batch=np.zeros(scenario.cloud.max_rows, np.int64),
+        due=np.zeros((2, slots + _MESSAGES * count), np.int64),
+        due_at=np.zeros((2, slots + _MESSAGES * count)),
         busy=np.zeros(rules[0].executors),
         up=one,
         down=other,
@@ -250,13 +244,14 @@ def world_of(scenario: Scenario, rules: Any, table: Table, up: Trace, down: Trac
         cuts=np.array(sorted(scenario.channel.cuts), np.float64).reshape(-1, 2),
         rules=rules,
     )
-    world.pools[FREE, :slots] = np.arange(slots)[::-1]
-    world.counts[FREE] = slots
+    shared = np.arange(2 * count, slots)[::-1]
+    world.pools[FREE, : len(shared)] = shared
+    world.counts[FREE] = len(shared)
     return world
 
 
 def with_room(world: World, requests: int) -> World:
-    """The same with at least `requests` free slots."""
+    """The same with at least `requests` free slots that are no device's own."""
     slots = len(world.slot)
     if world.counts[FREE] >= requests:
         return world
@@ -274,4 +269,6 @@ def with_room(world: World, requests: int) -> World:
         slot=longer(world.slot).view(np.recarray),
         ended=longer(world.ended, 2 * more).view(np.recarray),
         pools=pools,
+        due=longer(world.due),
+        due_at=longer(world.due_at),
     )

@@ -5,17 +5,15 @@ Only the next few hundred of each device are held, however many there are.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from splitedge.sim.curves import Floats
+from splitedge.sim.fleet_streams import Streams
 from splitedge.sim.fleet_world import Ints
 from splitedge.sim.scenario import Scenario
-from splitedge.sim.workload import ARRIVALS, CLOUD, EDGE, ROWS, requests_of, stream
+from splitedge.sim.workload import ARRIVALS, CLOUD, EDGE, ROWS, requests_of
 
 _HELD = 512  # requests drawn ahead for each device
 _LEAST = 64
@@ -52,7 +50,6 @@ class Requests:
         self.asked = np.zeros(count, np.int64)
         self._work = work
         self._recorded = recorded
-        self._seed = scenario.seed
         self._phase = np.arange(count) / count
         self._held = min(self.each, max(_LEAST, min(_HELD, _NUMBERS // count)))
         self._poisson = work.arrivals == "poisson"
@@ -61,11 +58,10 @@ class Requests:
         dtype = np.uint16 if there_are <= 1 << 16 else np.uint32
         self._there_are = there_are
         self._deck = np.zeros((count, min(there_are, self.each)), dtype)
-        with _uncollected():
-            self._streams = [
-                [stream(self._seed, i, purpose) for purpose in (ROWS, EDGE, CLOUD)] for i in range(count)
-            ]
-            self._arrivals = [stream(self._seed, i, ARRIVALS) for i in range(count if self._poisson else 0)]
+        self._rows, self._edge, self._cloud = (
+            Streams(scenario.seed, count, purpose) for purpose in (ROWS, EDGE, CLOUD)
+        )
+        self._arrivals = Streams(scenario.seed, count if self._poisson else 0, ARRIVALS)
         self._last = np.full(count, work.start_s)
         self._refill(np.arange(count))
         self.next_s = self._time(np.arange(count))
@@ -109,27 +105,18 @@ class Requests:
     def _refill(self, devices: Ints) -> None:
         held, rate = self._held, self._work.rate_hz
         for i in devices.tolist():
-            rows, edge, cloud = self._streams[i]
             k = int(self.asked[i])
             if k % held == 0:
-                self._z[0, i] = edge.standard_normal(held)
-                self._z[1, i] = cloud.standard_normal(held)
+                self._z[0, i] = self._edge.resume(i).standard_normal(held)
+                self._edge.pause(i)
+                self._z[1, i] = self._cloud.resume(i).standard_normal(held)
+                self._cloud.pause(i)
                 if self._poisson:
-                    times = np.cumsum(
-                        np.append(self._last[i], self._arrivals[i].exponential(1.0 / rate, held))
-                    )
+                    gaps = self._arrivals.resume(i).exponential(1.0 / rate, held)
+                    self._arrivals.pause(i)
+                    times = np.cumsum(np.append(self._last[i], gaps))
                     self._times[i], self._last[i] = times[1:], times[-1]
             if k % self._there_are == 0:
-                self._deck[i] = rows.permutation(self._there_are)[: self._deck.shape[1]]
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection while many objects are made that stay: it would look at all of them often."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
+                deck = self._rows.resume(i).permutation(self._there_are)
+                self._rows.pause(i)
+                self._deck[i] = deck[: self._deck.shape[1]]

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitedge.sim.curves import Floats
-from splitedge.sim.fleet_estimate import Estimators
 from splitedge.sim.fleet_link import Way
 
 Ints = NDArray[np.int64]
@@ -37,6 +36,11 @@ FREE, DONE, AIR, CLOUD, WAITING, BACK = range(6)
 #: in the cloud, a moving average; the first second at which a device may hear what is not known yet; the
 #: first second at which an executor is free.
 HORIZON, MEAN_S, BLOCKED, FREE_AT = range(4)
+
+#: Rows of `World.seen`; mean, low and high of four estimates come first.
+GOODPUT, DOWNLINK, ROUND_TRIP, CLOUD_QUEUE = 0, 3, 6, 9
+EDGE_WAIT, LINK_UP, DEADLINE_LEFT, BATTERY, UNSENT, NOW, CONFIDENCE, SUNK = range(12, 20)
+SEEN = 20
 
 DEVICE = np.dtype(
     [
@@ -94,6 +98,7 @@ SLOT = np.dtype(
         ("state", "i8"),
         ("ended", "i8"),
         ("cloud_at", "f8"),
+        ("taken", "i8"),  # whether there is a request in it
         ("owner", "i8"),
         ("place", "i8"),  # of its row in the columns
         ("row", "i8"),
@@ -145,7 +150,6 @@ SLOT = np.dtype(
         ("flying", "i8"),
         ("waiting", "i8"),
         ("remote_over", "i8"),
-        ("error", "i8"),  # of a fall-back that fails
     ],
     align=True,
 )
@@ -164,112 +168,25 @@ ENDED = np.dtype(
 )
 
 
-#: One option: of `Option`, times as `slower` makes them, and what its place in the table implies.
-OPTION = np.dtype(
-    [
-        ("remote", "?"),
-        ("on_head", "?"),  # whether its compute begins with the head's
-        ("gated", "?"),  # whether it has a filter
-        ("gate_exit", "i8"),  # the option whose answer that keeps, or NONE
-        ("route", "i8"),  # code
-        ("before", "i8"),  # exits on the way to it: those of depth below this
-        ("depth", "i8"),  # of an exit; NONE for other options
-        ("lane", "i8"),  # options of equal lanes may share a batch
-        ("edge_s", "f8"),
-        ("edge_q95_s", "f8"),
-        ("cloud_s", "f8"),
-        ("cloud_q95_s", "f8"),
-        ("bytes_up_q95", "f8"),
-        ("bytes_down", "f8"),
-        ("accuracy", "f8"),
-        ("edge_median_s", "f8"),  # what its seconds are drawn from
-        ("edge_sigma", "f8"),
-        ("cloud_median_s", "f8"),
-        ("cloud_sigma", "f8"),
-    ],
-    align=True,
-)
-
-#: What an option says to a row.
-ANSWER = np.dtype([("confidence", "f8"), ("message", "f8"), ("right", "?")], align=True)
-
-#: Constants of a run, in seconds, joules, bytes: of `EngineSettings`, `PowerModel` and the scenario.
-RULES = np.dtype(
-    [
-        ("timed", "?"),
-        ("deadline_s", "f8"),
-        ("margin_s", "f8"),
-        ("slack_s", "f8"),
-        ("timeout_s", "f8"),
-        ("patience_s", "f8"),
-        ("max_in_flight", "i8"),
-        ("max_attempts", "i8"),
-        ("overdue_factor", "f8"),
-        ("overdue_min_s", "f8"),
-        ("breaker_failures", "i8"),
-        ("probe_base_s", "f8"),
-        ("probe_max_s", "f8"),
-        ("ping_s", "f8"),
-        ("ping_idle_s", "f8"),
-        ("ping_timeout_s", "f8"),
-        ("retry_base_s", "f8"),
-        ("retry_max_s", "f8"),
-        ("retry_jitter", "f8"),
-        ("heartbeat_s", "f8"),
-        ("reconnect_s", "f8"),
-        ("handshake_s", "f8"),
-        ("beat_bytes", "f8"),
-        ("echo_bytes", "f8"),
-        ("greeting_bytes", "f8"),
-        ("hello_bytes", "f8"),
-        ("welcome_bytes", "f8"),
-        ("ping_bytes", "f8"),
-        ("pong_bytes", "f8"),
-        ("cancel_bytes", "f8"),
-        ("refusal_bytes", "f8"),
-        ("compute_w", "f8"),
-        ("idle_w", "f8"),
-        ("j_per_bit_up", "f8"),
-        ("j_per_bit_down", "f8"),
-        ("tail_w", "f8"),
-        ("tail_s", "f8"),
-        ("battery_j", "f8"),  # inf on mains
-        ("battery_interval_s", "f8"),
-        ("charge", "f8"),
-        ("shared_cell", "?"),
-        ("down_ahead_s", "f8"),  # by how much the downlink begins later in its trace
-        ("back_s", "f8"),  # nor than this after it has left it
-        ("lookahead_s", "f8"),  # no reply can come sooner than this after its message is in the cloud
-        ("executors", "i8"),
-        ("max_rows", "i8"),
-        ("max_wait_s", "f8"),
-        ("per_row", "f8"),
-        ("queue_requests", "i8"),
-        ("stage_s", "f8"),  # of the shells, see `ShellPart`
-        ("send_s", "f8"),
-        ("receive_s", "f8"),
-        ("hand_s", "f8"),
-        ("longest_s", "f8"),  # mean compute seconds of the longest way to an option
-    ],
-    align=True,
-)
-
-
 class World(NamedTuple):
     """Everything the loops read and write.
 
     Attributes:
-        device, slot: record arrays of DEVICE, SLOT; `ended` of ENDED, twice as many as slots,
+        device, slot: record arrays of DEVICE, SLOT: slots 2 i and 2 i + 1 are device i's own, the others are
+            for whoever needs one more; `ended` of ENDED, twice as many as slots,
             for a slot may be used again before what ended in it is taken.
         wakes: second before which nothing happens on a device, shape (devices,).
-        pools: slots that are free, wait for the air, come to the cloud, wait there, and whose reply leaves
-            it (-1 - device for an answer to a ping, -1 - devices - device for a heartbeat's echo), shape
-            (6, slots + 4 * devices).
+        pools: slots that are free and no device's own, wait for the air, come to the cloud, wait there, and
+            whose reply leaves it (-1 - device for an answer to a ping, -1 - devices - device for a
+            heartbeat's echo), shape (6, slots + 4 * devices).
         counts: how many are in each pool, and how many have ended.
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
         links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
-        estimators: of all devices.
+        quantity, window, habits: the estimators of all devices: fields of `Estimators`.
+        seen: what the policy sees of the requests asked about, shape (SEEN, devices); see `Seen`.
+        batch: room for the requests of a batch.
+        due, due_at: room to put requests in order of time, shape (2, as many as `pools` has).
         up, down: the channel.
         table: record array of OPTION; `exits` the options that are exits, by depth; `fallbacks` those that
             need no cloud, the most accurate first.
@@ -287,7 +204,13 @@ class World(NamedTuple):
     clock: Floats
     busy: Floats
     links: Any
-    estimators: Estimators
+    quantity: Any
+    window: Any
+    habits: Any
+    seen: Floats
+    batch: Ints
+    due: Ints
+    due_at: Floats
     up: Way
     down: Way
     table: Any
