@@ -20,16 +20,17 @@ from splitedge.policy import Observation, joules, where
 
 #: A radio used so recently is in use: the next request will use it again, whatever this one does.
 IN_USE_S = 2.0
-#: In the last `REST_S` of every `PERIOD_S`, longer than a tail, it is not, so that it can fall asleep if only
-#: requests keep it awake that need not be sent.
-PERIOD_S, REST_S = 300.0, 12.0
+#: In the last `REST_S` of every `PERIOD_S`, longer than a tail, a part of its tail is counted all the same: so
+#: it can fall asleep if only requests keep it awake that need not be sent, and only where much is to be saved.
+PERIOD_S, REST_S, PART = 60.0, 12.0, 0.5
 
 
 def tail_joules(obs: Observation) -> Any:
-    """Joules of the radio's tail that sending adds, in the long run: none while the radio is in use."""
+    """Joules of the radio's tail that sending adds, in the long run: none while it is in use, as a rule."""
     gap = where(obs.unsent_s < obs.tail_s, obs.unsent_s, obs.tail_s)
-    in_use = (obs.unsent_s < IN_USE_S) & (obs.t_s % PERIOD_S < PERIOD_S - REST_S)
-    return where(in_use, 0.0, obs.tail_w * gap)
+    rests = obs.t_s % PERIOD_S >= PERIOD_S - REST_S
+    share = where(obs.unsent_s < IN_USE_S, where(rests, PART, 0.0), 1.0)
+    return share * obs.tail_w * gap
 
 
 def cheaper(obs: Observation, found: Sequence[Any], good: Sequence[Any], usual: Any) -> Any:
