@@ -93,7 +93,8 @@ class Deadline(Policy):
         if low is not False:  # what crowds the device is no reason to spend the last of a battery
             spared = _without_price(found, values, low, tolerance, top)
             good = [value >= top - tolerance for value in spared]
-            best = where(low, cheaper(obs, found, good, best), best)
+            spent, mean_s = [one.joules for one in found], [one.mean_s for one in found]
+            best = where(low, cheaper(obs, spent, mean_s, good, best), best)
         if fits is not True:  # for one device something fits, as a rule
             best = where(fits, best, _fastest(obs, found))
         rights = [known_accuracy(option, obs) for option in obs.options]

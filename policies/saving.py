@@ -20,9 +20,9 @@ from splitedge.policy import Observation, joules, where
 
 #: A radio used so recently is in use: the next request will use it again, whatever this one does.
 IN_USE_S = 2.0
-#: In the last `REST_S` of every `PERIOD_S`, longer than a tail, a part of its tail is counted all the same: so
-#: it can fall asleep if only requests keep it awake that need not be sent, and only where much is to be saved.
-PERIOD_S, REST_S, PART = 60.0, 12.0, 0.5
+#: In the last `REST_S` of every `PERIOD_S`, longer than a tail, a part of its tail is counted all the same,
+#: so that it falls asleep if only requests keep it awake that need not be sent, where that saves much.
+PERIOD_S, REST_S, PART = 120.0, 12.0, 0.5
 
 
 def tail_joules(obs: Observation) -> Any:
@@ -33,20 +33,22 @@ def tail_joules(obs: Observation) -> Any:
     return share * obs.tail_w * gap
 
 
-def cheaper(obs: Observation, found: Sequence[Any], good: Sequence[Any], usual: Any) -> Any:
+def cheaper(
+    obs: Observation, spent: Sequence[Any], order: Sequence[Any], good: Sequence[Any], usual: Any
+) -> Any:
     """The option of least expected joules that is surely cheaper than the usual one; else that.
 
     Args:
         obs: numbers, or arrays of shape (N,).
-        found: a `Worth` for each option.
+        spent: expected joules of each option, the device's answer behind a late reply and the radio's tail
+            (`joules`) in them.
+        order: what decides between options of equal joules: the least.
         good: whether each is good enough.
         usual: index of the choice with a full battery.
     """
     gap = where(obs.unsent_s < obs.tail_s, obs.unsent_s, obs.tail_s)
-    extra = tail_joules(obs) - obs.tail_w * gap  # in place of the tail that `found` has in it
-    cost = [
-        one[1] + (extra if option.remote else 0.0) for option, one in zip(obs.options, found, strict=True)
-    ]
+    extra = tail_joules(obs) - obs.tail_w * gap  # in place of the tail that `joules` counts
+    cost = [one + extra if option.remote else one for option, one in zip(obs.options, spent, strict=True)]
     own: Any = 0.0
     whole: Any = 0.0
     for i, option in enumerate(obs.options):
@@ -56,14 +58,12 @@ def cheaper(obs: Observation, found: Sequence[Any], good: Sequence[Any], usual: 
         whole = where(usual == i, cost[i], whole)
     best: Any = usual
     least: Any = math.inf
-    least_s: Any = math.inf
+    first: Any = math.inf
     for i, option in enumerate(obs.options):
         limit = whole if option.remote else own
-        mean_s = found[i][3]
-        better = (
-            good[i] & (cost[i] <= limit) & ((cost[i] < least) | ((cost[i] == least) & (mean_s < least_s)))
-        )
+        leads = (cost[i] < least) | ((cost[i] == least) & (order[i] < first))
+        better = good[i] & (cost[i] <= limit) & leads
         best = where(better, i, best)
         least = where(better, cost[i], least)
-        least_s = where(better, mean_s, least_s)
+        first = where(better, order[i], first)
     return best
