@@ -6,7 +6,7 @@
 
 For every uplink a cloud server and an edge daemon run as real processes, with the pacer between them, and are
 sent images over HTTP, twice; then the simulator gets the same rows at the same moments of the same channel.
-Seconds of stages and shells are drawn from those of runs over a channel without limits, of the same
+Seconds of stages and shells are drawn from those of runs over a channel that only delays, of the same
 processes. Leave the machine alone meanwhile. docs/fidelity.md says what the figures mean.
 """
 
