@@ -65,6 +65,7 @@ BASELINES = (
 
 #: Ours. One contender of `bottleneck` is one rate; the others have levels.
 OURS = (
+    bottleneck("bottleneck 1x2", channels=1, bits=2),
     bottleneck("bottleneck 2x2", channels=2, bits=2),
     bottleneck("bottleneck 4x2", channels=4, bits=2),
     bottleneck("bottleneck 4x3", quick=True, channels=4, bits=3),

@@ -32,7 +32,7 @@ from splitedge.llm.happenings import (
     Told,
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
-from splitedge.llm.measured import Measured, costs_of
+from splitedge.llm.measured import Measured, StepSeconds, costs_of
 from splitedge.llm.modes import Mode, Pace, Way
 from splitedge.llm.plan import Objective, choose_mode
 from splitedge.llm.token_model import common
@@ -141,7 +141,7 @@ class LanguageEdge:
         self._free_at = 0.0
         self._wakes_at = math.inf
         self._now = 0.0
-        self._draft_s = self._head_s = self._decode_s = math.nan
+        self._draft, self._head, self._decode_s = StepSeconds(), StepSeconds(), math.nan
         self._acceptance = 0.7
 
     def start(self) -> None:
@@ -173,8 +173,8 @@ class LanguageEdge:
         mode, drafts, why = part.mode, part.drafts, "asked for"
         if mode == AUTO:
             measured = Measured(
-                self._draft_s if LOCAL in known.deciders else math.inf,
-                self._head_s if known.exits else math.inf,
+                self._draft.at(now) if LOCAL in known.deciders else math.inf,
+                self._head.at(now) if known.exits else math.inf,
                 self._decode_s,
                 self._acceptance,
             )
@@ -190,7 +190,8 @@ class LanguageEdge:
             calibrated = (float(known.thresholds[line]) for line in known.exits)
             thresholds = dict(enumerate(calibrated if given is None else given))
         elif mode == Mode.ASSIST:
-            thresholds = {-1: 0.5}
+            gate = float(known.thresholds[known.line(LOCAL)])
+            thresholds = {-1: 0.5 if math.isnan(gate) else gate}
         ids = known.row_bytes == 4
         way = Way(
             Mode(mode),
@@ -206,7 +207,8 @@ class LanguageEdge:
 
     def _pace(self, now: float) -> Pace:
         decode = 0.0 if math.isnan(self._decode_s) else self._decode_s
-        draft = 0.005 if math.isnan(self._draft_s) else self._draft_s
+        draft = self._draft.at(now)
+        draft = 0.005 if math.isnan(draft) else draft
         return Pace(draft, self.estimator.rtt(now).mean + decode, self._acceptance)
 
     def _feed(self, now: float, event: Event) -> None:
@@ -280,8 +282,7 @@ class LanguageEdge:
     def _computed(self, now: float, done: tuple[Writing, Proposed, bool]) -> None:
         text, proposal, first = done
         if not first:  # the first one read the prompt
-            name = "_head_s" if proposal.exit >= 0 else "_draft_s"
-            setattr(self, name, _smoothed(getattr(self, name), proposal.seconds))
+            (self._head if proposal.exit >= 0 else self._draft).observe(now, proposal.seconds)
         if text is self._text:
             self._feed(now, proposal)
 

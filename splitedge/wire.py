@@ -30,6 +30,10 @@ MAX_FIELDS = 1024  # of the header's flat array
 
 MAX_DRAFTS = 256  # tokens verified by one ask
 MAX_STOPS = 64  # ids that end a text
+MAX_TABLES = 64 * 1024  # bytes of the laws that the drafts of one ask were drawn from
+
+MAX_TOP = 20  # of the likeliest tokens told beside a chosen one
+LOGPROB_BYTES = 4 + 8 * MAX_TOP  # of a token, at most
 
 U16, U32, U64 = 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF
 
@@ -190,6 +194,10 @@ class Ask:
             state at its cut for each.
         ids: the same tokens' ids where the payload holds hidden states and the cloud may know them (it
             must where drafts are to be verified); else empty.
+        tables: laws that the drafts were drawn from, for verification by rejection sampling; empty for
+            the shared-seed coupling. Left out of the frame where empty.
+        logprobs: logarithms of probabilities that are wanted of each token: 0 for none, 1 of the token
+            itself, 1 + n also of the n likeliest. Left out where 0.
     """
 
     request: int
@@ -210,6 +218,8 @@ class Ask:
     stops: tuple[int, ...]
     payload: bytes | memoryview
     ids: bytes | memoryview = b""
+    tables: bytes | memoryview = b""
+    logprobs: int = 0
 
     @property
     def payload_bytes(self) -> int:
@@ -229,7 +239,8 @@ class Tell:
         last: 1 where nothing more comes, else 0.
         queue_ns, compute_ns: waited and computed since the tell before.
         ids: tokens, int32 little-endian.
-        confidence: of each, probability in 65535ths, uint16 little-endian; empty where not asked for.
+        logprobs: of the accepted drafts and these tokens, as `llm.logprobs` packs them; empty where not
+            asked for.
     """
 
     request: int
@@ -244,7 +255,7 @@ class Tell:
     queue_ns: int
     compute_ns: int
     ids: bytes | memoryview
-    confidence: bytes | memoryview = b""
+    logprobs: bytes | memoryview = b""
 
 
 Message = Hello | Welcome | Infer | Reply | Refuse | Cancel | Ping | Pong | Ask | Tell
@@ -358,13 +369,17 @@ def _write_ask(m: Ask, fields: list[Any], frames: list[bytes | memoryview]) -> N
     fields += (m.count, m.drafts, m.want, m.temperature, m.top_p, m.top_k, m.seed, len(m.stops), *m.stops)
     _put(m.payload, fields, frames)
     _put(m.ids, fields, frames)
+    if len(m.tables) or m.logprobs:
+        _put(m.tables, fields, frames)
+    if m.logprobs:
+        fields.append(m.logprobs)
 
 
 def _write_tell(m: Tell, fields: list[Any], frames: list[bytes | memoryview]) -> None:
     fields += (m.request, m.attempt, m.received_ns, m.sent_ns, m.context, m.epoch, m.start, m.accepted)
     fields += (m.last, m.queue_ns, m.compute_ns)
     _put(m.ids, fields, frames)
-    _put(m.confidence, fields, frames)
+    _put(m.logprobs, fields, frames)
 
 
 _WRITERS: dict[type, tuple[int, Callable[[Any, list[Any], list[bytes | memoryview]], None]]] = {
@@ -610,7 +625,12 @@ def _read_ask(f: _Fields) -> Ask:
         tuple(f.uint("stop", U32) for _ in range(f.uint("stops", MAX_STOPS))),
         f.buffer("payload"),
         ids := f.buffer("ids"),
+        f.buffer("tables") if f.left() else b"",
+        f.uint("logprobs", MAX_TOP + 1) if f.left() else 0,
     )
+    most = MAX_TABLES if ask.drafts else 0
+    if len(ask.tables) > most:
+        raise WireError(f"'tables' of {ask.drafts} drafts have at most {most} bytes, got {len(ask.tables)}")
     if ids.nbytes not in (0, 4 * count):
         raise WireError(f"'ids' of {count} tokens must be empty or {4 * count} bytes, got {ids.nbytes}")
     return ask
@@ -630,12 +650,13 @@ def _read_tell(f: _Fields) -> Tell:
         f.uint("queue_ns", U64),
         f.uint("compute_ns", U64),
         ids := f.buffer("ids"),
-        confidence := f.buffer("confidence"),
+        logprobs := f.buffer("logprobs"),
     )
     if ids.nbytes % 4 or ids.nbytes > 4 * U16:
         raise WireError(f"'ids' must be at most {U16} numbers of 4 bytes, got {ids.nbytes} bytes")
-    if confidence.nbytes not in (0, ids.nbytes // 2):
-        raise WireError(f"'confidence' of {ids.nbytes // 4} tokens has {confidence.nbytes} bytes")
+    most = (tell.accepted + ids.nbytes // 4) * LOGPROB_BYTES
+    if logprobs.nbytes > most:
+        raise WireError(f"'logprobs' of these tokens have at most {most} bytes, got {logprobs.nbytes}")
     return tell
 
 

@@ -12,6 +12,7 @@ from splitedge.cloud.contexts import ContextStore, Key
 from splitedge.cloud.language import LanguageBatcher, No, Word
 from splitedge.events import Refusal
 from splitedge.llm.cloud_model import CloudLanguageModel
+from splitedge.llm.draft_tables import table_of
 from splitedge.llm.halves import split_language_model
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
 from splitedge.llm.sampling import Sampling, choose
@@ -195,6 +196,28 @@ def test_nonsense_is_refused_and_leases_end():
     assert tight.idle()[0].kind is Refusal.BUSY
 
 
+def test_damaged_tables_are_refused_and_end_no_pass():
+    table = table_of(ALONE.step([5, 6, 7]).logits, SAMPLED, 97)  # p itself, but for rounding
+    token, good = table.draw(11, 3), table.pack()
+    cloud = Cloud()
+    for wrong in (b"\0", good[:-1], good * 2, good[:2] + b"\xff" * 4 + good[6:]):
+        cloud.take(1, ask(1, [5, 6, 7], want=3))  # superseded, so that nothing is told of it
+        bad = ask(1, [5, 6, 7, token], drafts=1)
+        bad.tables = wrong
+        cloud.take(1, bad)
+        (word,) = cloud.idle()
+        assert word.kind is Refusal.BAD and ("draft" in word.message)
+    greedy = ask(1, [5, 6, 7, token], drafts=1, how=Sampling())
+    greedy.tables = good
+    cloud.take(1, greedy)
+    assert cloud.idle()[0].kind is Refusal.BAD
+    right = ask(1, [5, 6, 7, token], drafts=1)
+    right.tables = good
+    cloud.take(1, right)
+    (word,) = cloud.idle()
+    assert word.accepted == 1
+
+
 def test_a_model_that_fails_ends_asks_and_not_the_cloud():
     cloud = Cloud()
     cloud.take(1, ask(1, [5, 6, 7]))
@@ -224,3 +247,18 @@ def test_a_long_prompt_lets_others_through():
         if passes == 1:
             assert [w.key.context for w in words] == [2]
     assert passes == 4 and [w.key.context for w in words] == [2, 1]
+
+
+def test_what_is_kept_of_a_text_is_let_go_when_it_ends():
+    cloud = Cloud()
+    cloud.take(1, ask(1, [5, 6, 7], want=3))
+    cloud.take(2, ask(2, [8, 9], want=30))
+    work = cloud.batcher.next_pass(cloud.now)
+    cloud.batcher.cancel(key(1))  # the pass still writes to its cache
+    assert len(cloud.store) == 2
+    cloud.batcher.finish(work, MODEL.run(work.rows), cloud.now)
+    assert [c.key for c in cloud.store] == [key(2)] and {w.key for w in cloud.words} == {key(2)}
+    cloud.turn()
+    cloud.batcher.cancel(key(2))
+    assert not len(cloud.store) and cloud.store.nbytes == 0 and not cloud.turn()
+    cloud.batcher.cancel(key(2))  # may come twice

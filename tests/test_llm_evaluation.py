@@ -58,8 +58,8 @@ def test_the_answers_are_those_of_the_deployment(deployment, evaluation):
         wanted = deployment.generate(prompt, max_tokens=24, mode="cloud_stream", stops=NONE).ids
         assert tuple(evaluation.tokens[start : start + 24]) == wanted
     assert 0.2 < evaluation.agreement("local") < 1.0
-    assert (evaluation.seconds > 0).all() and np.isnan(evaluation.confidence[0]).all()
-    assert ((evaluation.confidence[1:] >= 0) & (evaluation.confidence[1:] <= 1)).all()
+    assert (evaluation.seconds > 0).all()
+    assert ((evaluation.confidence >= 0) & (evaluation.confidence <= 1)).all()  # the gate's, and the exits'
 
 
 def test_survival_is_what_drafts_live_through(deployment, evaluation):

@@ -134,6 +134,11 @@ def test_assist_asks_the_cloud_as_often_as_was_asked_for(pair):
              for i in range(24)]  # fmt: skip
     calls = sum(t.cloud_tokens for t in texts) / sum(len(t.ids) for t in texts)
     assert abs(calls - report.calls) < 0.15 and {s for t in texts for s in t.sources} == {"local", "cloud"}
+    known = pair.evaluate([[1, 2, 3], [4, 5]], max_tokens=24, stops=NONE, progress=False)
+    line = known.line("local")
+    trusted = known.confidence[line] >= known.thresholds[line]
+    assert 0.0 < (~trusted).mean() < 1.0  # what the gate says is kept for the simulator
+    pair.evaluation = None
     costs = pair.costs()
     assert costs.survival == report.survival and costs.survival[0] == pytest.approx(
         report.agreement, abs=0.05

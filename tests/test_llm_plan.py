@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitedge.errors import ConfigError
+from splitedge.llm.measured import StepSeconds
 from splitedge.llm.modes import Mode
 from splitedge.llm.plan import Costs, Objective, best_drafts, break_even_rtt, choose_mode, forecast
 
@@ -88,3 +89,21 @@ def test_forecasts_are_sane(mode, rtt, bps, prompt, tokens, drafts):
     slower = forecast(replace(costs, rtt_s=rtt + 0.1, up_bps=bps / 2), mode, prompt, tokens, drafts)
     assert slower.total_s >= found.total_s
     assert found.bytes_up >= 0.0 and (mode is not Mode.LOCAL or found.bytes_up == 0.0)
+
+
+def test_a_device_that_was_slow_for_a_moment_gets_another_chance():
+    step = StepSeconds()
+    assert math.isnan(step.at(0.0))
+    for i in range(50):
+        step.observe(0.01 * i, 0.01)
+    assert step.at(0.5) == pytest.approx(0.01)
+    step.observe(0.6, 5.0)  # a single one says little
+    assert step.at(0.6) < 0.012
+    for i in range(20):
+        step.observe(1.0 + 0.1 * i, 0.1)
+    slow = step.at(2.9)
+    assert slow > 0.05
+    assert step.at(22.9) < slow / 1.5 and step.at(300.0) < 0.035  # not done since: back to what is usual
+    for i in range(400):
+        step.observe(400.0 + 0.1 * i, 0.1)
+    assert step.at(1000.0) == pytest.approx(0.1, rel=0.01)  # slow for good

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import threading
 import time
 import urllib.request
 
+import numpy as np
 import pytest
+import torch
 from language_processes import Process, free_port, saved, two_keys
 
+from splitedge.llm.aids import Aids
+from splitedge.llm.cascade import fit_judge
+from splitedge.llm.reading import ANSWER
 from splitedge.llm.sampling import Sampling
+from splitedge.llm.token_model import WholeModel
 
 openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.timeout(300)  # imports of three processes on a busy machine
@@ -104,6 +111,18 @@ def test_a_seed_gives_the_same_draw_streamed_or_not(world):
     assert again[0] == again[1]
 
 
+def test_the_rule_of_verification_can_be_asked_for(world):
+    how = Sampling(temperature=0.8, top_p=0.9, seed=7)
+    mine = world.here.generate("Once", max_tokens=24, mode="spec", drafts=3, rule="rejection", sampling=how)
+    ours = {"mode": "spec", "drafts": 3, "rule": "rejection"}
+    told = world.complete(max_tokens=24, temperature=0.8, top_p=0.9, seed=7, ours=ours)
+    more = told.model_extra["splitedge"]
+    assert told.choices[0].text == mine.text and more["accepted"] == mine.accepted
+    assert (more["rule"], more["lossless"]) == ("rejection", False)
+    greedy = world.complete(max_tokens=8, temperature=0, ours=ours).model_extra["splitedge"]
+    assert (greedy["rule"], greedy["lossless"]) == ("coupling", True)
+
+
 def test_stop_strings_are_cut_off_wherever_tokens_end(world):
     for mode in ("cloud_stream", "spec", "local"):
         told = world.here.generate("Once", max_tokens=30, mode=mode).text
@@ -135,7 +154,24 @@ def test_a_chat_goes_through_the_plain_template(world):
     assert chunks[-1].model_extra["splitedge"]["mode"] in ("cloud_stream", "spec", "local")
 
 
-def test_logprobs_where_they_are_known(world):
+def test_logprobs_are_those_of_the_model_that_decided(world):
+    """The cloud's, in whatever mode it wrote; the values are those of the model's own logits."""
+    asked = {"max_tokens": 6, "temperature": 0, "logprobs": 2}
+    stream, spec = (world.complete(**asked, ours={"mode": mode}) for mode in ("cloud_stream", "spec"))
+    assert spec.model_extra["splitedge"]["proposed"] > 0
+    whole = WholeModel.of(world.here.plan.head, world.here.plan.tail, world.here.plan.anatomy)
+    prompt, written = world.here.tokenizer.encode("Once"), stream.model_extra["splitedge"]["ids"]
+    for i, token in enumerate(written):
+        said = torch.tensor(whole.step(prompt + written[:i]).logits).log_softmax(-1)
+        for answer in (stream, spec):
+            told = answer.choices[0].logprobs
+            assert told.token_logprobs[i] == pytest.approx(float(said[token]), abs=1e-4)
+            assert sorted(told.top_logprobs[i].values())[::-1] == pytest.approx(
+                said.topk(2).values.tolist(), abs=1e-4
+            )
+
+
+def test_logprobs_of_the_device(world):
     found = world.complete(max_tokens=5, temperature=0, logprobs=2, ours={"mode": "local"})
     told = found.choices[0].logprobs
     assert "".join(told.tokens) == found.choices[0].text and len(told.token_logprobs) == 5
@@ -148,8 +184,43 @@ def test_logprobs_where_they_are_known(world):
     content = chat.choices[0].logprobs.content
     assert "".join(one.token for one in content) == chat.choices[0].message.content
     assert all(len(one.top_logprobs) == 3 for one in content)
-    with pytest.raises(openai.BadRequestError, match="known only where the device"):
-        world.complete(max_tokens=5, logprobs=2, ours={"mode": "spec"})
+
+
+def test_a_cascade_asks_the_cloud_where_the_judge_does_not_accept(world, tmp_path):
+    """An edge of its own, whose judge accepts answers by what the threshold says: never, then always."""
+    rng = np.random.default_rng(0)
+    judge = fit_judge(rng.random((400, len(ANSWER))), np.round(rng.random(400)), np.ones(400), aim="budget")
+    port = free_port()
+    for threshold, mode in ((1.0, "cloud_stream"), (0.0, "local")):
+        world.here.attach(Aids(judge=judge.at(threshold)))
+        bundle = tmp_path / mode
+        world.here.save(bundle)
+        cloud_port, cloud_http = free_port(), free_port()
+        edge = Process(
+            "edge", bundle, "--cloud", f"tcp://127.0.0.1:{cloud_port}", "--http", f"127.0.0.1:{port}",
+            "--name", "tiny", "--mode", "cascade", http=port,
+        )  # fmt: skip
+        cloud = Process(
+            "serve",
+            bundle,
+            "--listen",
+            f"tcp://127.0.0.1:{cloud_port}",
+            "--http",
+            f"127.0.0.1:{cloud_http}",
+            http=cloud_http,
+        )
+        with cloud.spawn(), edge.spawn(), world.client_of(port) as client:
+            cloud.wait_ready()
+            edge.wait_ready()
+            answer = client.completions.create(model="tiny", prompt="Once", max_tokens=12, temperature=0)
+            wanted = world.here.generate("Once", max_tokens=12, mode=mode)
+            ours = answer.model_extra["splitedge"]
+            assert answer.choices[0].text == wanted.text and ours["mode"] == mode
+            assert ours["why"].startswith("the device's answer will do with score")
+            assert ours["total_s"] >= ours["ttft_s"] > 0 and (ours["bytes_up"] > 0) == (mode != "local")
+    refused = pytest.raises(openai.BadRequestError, match="a judge")
+    with refused:
+        world.complete(max_tokens=4, ours={"mode": "cascade"})
 
 
 def test_errors_have_their_status_and_say_what_is_wrong(world):
@@ -200,6 +271,16 @@ def test_records_and_metrics_count_what_was_written(world):
     assert float(told[0].split()[-1]) > 0
 
 
+def test_the_dashboard_needs_nothing_from_elsewhere(world):
+    page = world.page("/")
+    assert set(re.findall(r"https?://[^\"]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "innerHTML" not in page and page.count("function get(") == 1 and "$" not in page
+    told = json.loads(world.page("/records?count=5"))["records"]
+    drawn = set(re.findall(r"\br\.([a-z_]+)", page)) | set(re.findall(r'(?:sum|middle)\(rows, "(\w+)"', page))
+    assert told and drawn <= set(told[0])
+    assert set(re.findall(r"\bs\.([a-z_]+)", page)) - {"append"} <= set(json.loads(world.page("/status")))
+
+
 def test_a_client_that_hangs_up_ends_its_text(world):
     stream = world.complete(max_tokens=110, stream=True, ours={"mode": "cloud_stream"})
     next(iter(stream))
@@ -211,13 +292,16 @@ def test_a_client_that_hangs_up_ends_its_text(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["cloud_stream", "spec"])
-def test_a_cloud_that_is_killed_and_started_again_changes_no_text(world, mode):
+@pytest.mark.parametrize(
+    ("mode", "rule"), [("cloud_stream", "coupling"), ("spec", "coupling"), ("spec", "rejection")]
+)
+def test_a_cloud_that_is_killed_and_started_again_changes_no_text(world, mode, rule):
     how = Sampling(temperature=0.7, seed=11)
-    mine = world.here.generate("Once upon", max_tokens=110, mode="cloud_stream", sampling=how)
+    model = mode if rule == "rejection" else "cloud_stream"
+    mine = world.here.generate("Once upon", max_tokens=110, mode=model, drafts=1, rule=rule, sampling=how)
     chunks = []
     stream = world.complete("Once upon", max_tokens=110, temperature=0.7, seed=11, stream=True,
-                            ours={"mode": mode, "drafts": 1})  # fmt: skip
+                            ours={"mode": mode, "drafts": 1, "rule": rule})  # fmt: skip
     for chunk in stream:
         chunks.append(chunk)
         if len(chunks) == 4:

@@ -54,22 +54,25 @@ def tensors(draw):
 @st.composite
 def asks(draw):
     count = draw(st.integers(1, 9000))
+    drafts = draw(st.integers(0, min(count, 256)))
     return Ask(
         *(draw(n) for n in (u64, u16, u16, u32, u64, u32, u32, u64)),
         count,
-        draw(st.integers(0, min(count, 256))),
+        drafts,
         draw(u16),
         *(draw(st.integers(0, most)) for most in (100_000_000, 1_000_000, 2**32 - 1, 2**64 - 1)),
         tuple(draw(st.lists(u32, max_size=5))),
         draw(payloads),
         draw(st.sampled_from([b"", b"\x5a" * 4 * count])),
+        draw(st.one_of(st.just(b""), payloads)) if drafts else b"",
+        draw(st.integers(0, 21)),
     )
 
 
 @st.composite
 def tells(draw):
     count = draw(st.integers(0, 20))
-    sure = draw(st.sampled_from([b"", b"\x5a" * 2 * count]))
+    sure = draw(st.sampled_from([b"", b"\x5a" * 12 * count]))
     numbers = [draw(n) for n in (u64, u16, u64, u64, u64, u32, u32, u16, st.integers(0, 1), u64, u64)]
     return Tell(*numbers, b"\x01" * 4 * count, sure)
 

@@ -19,6 +19,8 @@ from splitedge.wire import Ask
 
 #: Bytes of hash and id of a token as Python keeps them.
 _OF_A_ROW = 80
+#: Bytes of memory for each byte of drafts' tables: 6 bytes of an entry become 16, and the message is kept.
+_OF_TABLES = 4
 
 
 class Key(NamedTuple):
@@ -176,6 +178,7 @@ class ContextStore:
             return Verdict(need=0)
         tokens = ask.start + ask.count + ask.want
         reserved = room_for(tokens) * token_bytes + tokens * (width + _OF_A_ROW)
+        reserved += _OF_TABLES * len(ask.tables)
         if not self._room(key, context, reserved, now):
             return Verdict(busy=True)
         if context is None:
@@ -232,6 +235,11 @@ class ContextStore:
         """Nobody waits for a context any more: it holds what it holds."""
         context.wanted = False
         context.reserved = 0
+
+    def release(self, context: Context) -> None:
+        """Its text has ended: nothing will go on from it."""
+        context.demote()
+        self._contexts.pop(context.key, None)
 
     def expire(self, now: float) -> None:
         """Drop contexts whose lease is over."""

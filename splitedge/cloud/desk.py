@@ -14,7 +14,7 @@ from splitedge.cloud.language import LanguageBatcher, No, Pass, Word
 from splitedge.cloud.settings import LanguageLimits
 from splitedge.llm.cloud_model import CloudLanguageModel, Logits
 from splitedge.llm.hashing import id_bytes
-from splitedge.wire import Ask, Lane, Message, Refuse, Tell
+from splitedge.wire import MAX_TABLES, Ask, Lane, Message, Refuse, Tell
 
 
 class LanguageHalf(Protocol):
@@ -85,9 +85,9 @@ class LanguageDesk:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest ask: a whole context at once, with its ids."""
+        """Bytes of the largest ask: a whole context at once with its ids, and tables of all drafts."""
         models = [served.batcher.model for served in self.served]
-        return max(((model.width + 4) * model.anatomy.context for model in models), default=0)
+        return max(((model.width + 4) * model.anatomy.context + MAX_TABLES for model in models), default=0)
 
     @property
     def waiting(self) -> int:
@@ -146,6 +146,7 @@ class LanguageDesk:
             Tell(
                 ask.request, ask.attempt, where.received_ns, now, ask.context, ask.epoch, word.start,
                 word.accepted, int(word.last), word.queue_ns, word.compute_ns, id_bytes(word.tokens),
+                word.logprobs,
             ),
         )  # fmt: skip
 

@@ -14,14 +14,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from splitedge.cloud.contexts import Context, ContextStore, Key
+from splitedge.errors import WireError
 from splitedge.events import Refusal
 from splitedge.llm.cloud_model import CloudLanguageModel, Logits, PassRow
+from splitedge.llm.draft_tables import DraftTable, read_tables
 from splitedge.llm.hashing import id_bytes
+from splitedge.llm.logprobs import packed
+from splitedge.llm.rejection import verify
 from splitedge.llm.sampling import Sampling, choose
 from splitedge.wire import Ask
 
 #: Most rows of one context in a pass: a long prompt lets others through in between.
 CHUNK = 256
+#: Rows that nobody waits for yet are worth a pass of their own from this number on. Fewer cost next to
+#: nothing in the pass of whoever asks for them later, and a pass of their own would hold up others.
+LEAST_AHEAD = 16
 
 
 @dataclass(eq=False, slots=True)
@@ -32,6 +39,7 @@ class Job:
         ask: that wants them.
         context: of it.
         drafts: rows at the context's end that are drafts.
+        tables: laws that those were drawn from, where they are judged by rejection; else empty.
         left: tokens still wanted.
         since_ns: when it came, or was last told something.
         waited_ns: of that, before a pass took it.
@@ -45,6 +53,7 @@ class Job:
     left: int
     since_ns: int
     waited_ns: int = 0
+    tables: tuple[DraftTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,7 @@ class Word:
     last: bool
     queue_ns: int = 0
     compute_ns: int = 0
+    logprobs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,7 @@ class LanguageBatcher:
         self._later: dict[Key, _Later] = {}
         self._served: defaultdict[str, int] = defaultdict(int)
         self._prefill: dict[Key, Context] = {}
+        self._ended: set[Key] = set()  # while a pass over them runs
         self.running: Pass | None = None
         self.passes = self.computed = self.told = 0
         self.seconds = 0.0
@@ -152,6 +163,7 @@ class LanguageBatcher:
 
     def _accept(self, context: Context, ask: Ask, now_ns: int) -> None:
         key = context.key
+        self._jobs.pop(key, None)  # of an older ask, whatever becomes of this one
         ids = self._ids_of(ask)
         if ids is not None:
             if min(ids) < 0 or max(ids) >= self.model.anatomy.vocabulary:
@@ -164,26 +176,46 @@ class LanguageBatcher:
         if ask.drafts and ids is None:
             self._say(No(key, ask, Refusal.BAD, "drafts of hidden states need their ids"))
             return
-        self._jobs.pop(key, None)
+        seed = Sampling(ask.temperature / 1e6, ask.top_k, max(ask.top_p, 1) / 1e6, ask.seed)
+        tables: tuple[DraftTable, ...] = ()
+        if len(ask.tables):
+            try:
+                tables = self._tables_of(ask, ids, seed)
+            except WireError as error:
+                context.crop(ask.start)
+                self.store.settle(context)
+                self._say(No(key, ask, Refusal.BAD, str(error)))
+                return
         if not ask.want:
             self._prefill[key] = context
             context.wanted = False
             self._say(Word(key, ask, context.held, 0, (), True))
             return
         context.wanted = True
-        seed = Sampling(ask.temperature / 1e6, ask.top_k, max(ask.top_p, 1) / 1e6, ask.seed)
         stops = frozenset(ask.stops)
-        self._jobs[key] = Job(ask, context, seed, stops, ask.drafts, ask.want, now_ns)
+        self._jobs[key] = Job(ask, context, seed, stops, ask.drafts, ask.want, now_ns, tables=tables)
+
+    def _tables_of(self, ask: Ask, ids: list[int] | None, sampling: Sampling) -> tuple[DraftTable, ...]:
+        if ids is None or sampling.greedy:
+            raise WireError("drafts are judged by tables only where they are ids that were sampled")
+        return read_tables(ask.tables, ids[len(ids) - ask.drafts :], self.model.anatomy.vocabulary)
 
     def _ids_of(self, ask: Ask) -> list[int] | None:
         data = bytes(ask.payload) if self.model.sees_ids else bytes(ask.ids)
         return np.frombuffer(data, "<i4").tolist() if data else None
 
     def cancel(self, key: Key) -> None:
-        """Nobody waits for a context any more."""
-        job = self._jobs.pop(key, None)
-        if job is not None and not job.context.busy:
-            self.store.settle(job.context)
+        """A context's text has ended: what is kept of it is let go, after the pass that runs over it."""
+        self._jobs.pop(key, None)
+        self._later.pop(key, None)
+        self._prefill.pop(key, None)
+        context = self.store.find(key)
+        if context is None:
+            return
+        if context.busy:
+            self._ended.add(key)
+        else:
+            self.store.release(context)
 
     # Passes ---------------------------------------------------------------------------------------
 
@@ -211,13 +243,14 @@ class LanguageBatcher:
 
     def _turn(self) -> list[Context]:
         """Contexts that want to compute: of the user served least, the oldest first; prompts nobody waits
-        for behind them.
+        for behind them, short ones only beside others.
         """
         jobs = sorted(self._jobs.values(), key=lambda j: (self._served[j.context.key.user], j.since_ns))
         # A context that was demoted or dropped since has no room reserved: it waits until it is asked for.
         kept = {key: c for key, c in self._prefill.items() if c.reserved and self.store.find(key) is c}
         self._prefill = kept
-        idle = [c for key, c in kept.items() if key not in self._jobs and c.computed < c.held]
+        least = 1 if jobs else LEAST_AHEAD
+        idle = [c for key, c in kept.items() if key not in self._jobs and c.held - c.computed >= least]
         return [job.context for job in jobs] + idle
 
     def _row(self, context: Context, room: int, now_ns: int) -> PassRow | None:
@@ -256,6 +289,10 @@ class LanguageBatcher:
         self.seconds += (now_ns - done.began_ns) / 1e9
         for i, (context, row) in enumerate(zip(done.contexts, done.rows, strict=True)):
             context.busy = False
+            if context.key in self._ended:
+                self._ended.discard(context.key)
+                self.store.release(context)
+                continue
             job = self._jobs.get(context.key)
             if isinstance(logits, Exception):
                 context.cache.clear()
@@ -289,21 +326,24 @@ class LanguageBatcher:
         """Verify the drafts, choose the next token, and say so."""
         context, ask = job.context, job.ask
         base = context.held - job.drafts  # number of the first draft
-        right = 0
-        while right < job.drafts:
-            if choose(logits[right], base + right, job.sampling) != context.ids[base + right]:
-                break
-            right += 1
-        token = choose(logits[right], base + right, job.sampling)
+        if job.tables:
+            right, token = verify(logits, context.ids[base:], job.tables, base, job.sampling)
+        else:
+            right, token = _agreed(logits, context.ids[base:], base, job.sampling)
+        thought = b""
+        if ask.logprobs:
+            chosen = [*context.ids[base : base + right], token]
+            thought = packed(logits[: right + 1], chosen, ask.logprobs - 1)
         context.crop(base + right)
         ended = any(t in job.stops for t in context.ids[base:]) or token in job.stops
         job.left -= 1
-        job.drafts = 0
+        job.drafts, job.tables = 0, ()
         self.told += 1
         last = ended or job.left < 1 or not self.model.sees_ids
         word = Word(
-            context.key, ask, base + right, right, (token,), last, job.waited_ns, now_ns - done.began_ns
-        )
+            context.key, ask, base + right, right, (token,), last, job.waited_ns, now_ns - done.began_ns,
+            thought,
+        )  # fmt: skip
         job.since_ns, job.waited_ns = now_ns, 0
         if self.model.sees_ids:
             context.append(id_bytes([token]))
@@ -311,3 +351,12 @@ class LanguageBatcher:
         if last:
             del self._jobs[context.key]
         self._say(word)
+
+
+def _agreed(logits: Logits, drafts: Sequence[int], first: int, sampling: Sampling) -> tuple[int, int]:
+    """How many drafts are what the model itself draws at their positions, and its draw behind them."""
+    for i, draft in enumerate(drafts):
+        token = choose(logits[i], first + i, sampling)
+        if token != draft:
+            return i, token
+    return len(drafts), choose(logits[len(drafts)], first + len(drafts), sampling)

@@ -21,6 +21,7 @@ from splitedge.errors import CloudFailed, DeadlineExceeded, LinkDown, LinkError,
 from splitedge.estimate import ClockOffset, LinkEstimator
 from splitedge.events import Refusal
 from splitedge.llm.happenings import Denied, Event, Needed, Send, Told
+from splitedge.llm.logprobs import unpack_logprobs
 from splitedge.llm.sampling import Sampling
 from splitedge.wire import (
     Ask,
@@ -70,6 +71,7 @@ class Question:
         deadline_s: seconds left; inf for none.
         said: the prompt in words, where it is known.
         prompt: tokens of the prompt.
+        logprobs: as in `wire.Ask`.
     """
 
     context: int
@@ -82,6 +84,7 @@ class Question:
     deadline_s: float = math.inf
     said: Said | None = None
     prompt: int = 0
+    logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ class LanguageRemote:
         message = Ask(
             request, min(action.attempt, 0xFFFF), number, left, q.context, action.epoch, action.start,
             q.before, len(action.ids), action.drafts, action.want, round(how.temperature * 1e6),
-            round(how.top_p * 1e6), how.top_k, how.seed, q.stops, q.payload, q.ids,
+            round(how.top_p * 1e6), how.top_k, how.seed, q.stops, q.payload, q.ids, action.tables,
+            q.logprobs,
         )  # fmt: skip
         frames = pack(message)
         nbytes = framed_bytes(frames, encrypted=self._link.encrypted)
@@ -341,7 +345,13 @@ class LanguageRemote:
             old = self.decode_s
             self.decode_s = seconds if math.isnan(old) else old + 0.1 * (seconds - old)
         tokens = tuple(np.frombuffer(bytes(tell.ids), "<i4").tolist())
-        heard.hear(Told(heard.ask, tell.start, tokens, tell.accepted, bool(tell.last), nbytes, seconds))
+        try:
+            thought = unpack_logprobs(tell.logprobs, tell.accepted + len(tokens))
+        except WireError as error:
+            log.warning("dropped what the cloud thought of its tokens: %s", error)
+            thought = ()
+        last = bool(tell.last)
+        heard.hear(Told(heard.ask, tell.start, tokens, tell.accepted, last, nbytes, seconds, thought))
 
     def _refused(self, refuse: Refuse) -> None:
         heard = self._waits.pop(refuse.request, None)

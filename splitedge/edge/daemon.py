@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from splitedge.edge import oip
-from splitedge.edge.dashboard import CONTENT_SECURITY_POLICY, PAGE
+from splitedge.edge.dashboard import HEADERS, PAGE
 from splitedge.edge.link import Link
 from splitedge.edge.metrics import CONTENT_TYPE, EdgeMetrics
 from splitedge.edge.runtime import EdgeRuntime
@@ -169,12 +169,7 @@ class EdgeApi:
     # People ---------------------------------------------------------------------------------------
 
     async def _page(self, request: web.Request) -> web.Response:
-        headers = {
-            "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
-        return web.Response(text=PAGE, content_type="text/html", headers=headers)
+        return web.Response(text=PAGE, content_type="text/html", headers=HEADERS)
 
     async def _summary(self, request: web.Request) -> web.Response:
         return web.json_response(self._status.summary())

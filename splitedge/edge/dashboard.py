@@ -1,24 +1,23 @@
-"""The dashboard: one page without any outside resource, drawn in the browser from `/status` and `/records`.
+"""The dashboards: pages without any outside resource, drawn in the browser from `/status` and `/records`.
 
 Everything that came from a request or the network is put in as text, never as markup.
 """
 
 from __future__ import annotations
 
-#: Nothing but this page's own inline script and style, and requests to its own origin.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+from string import Template
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>splitedge</title>
-<style>
-:root { color-scheme: light dark; --ink: #1c2733; --dim: #5d6b7a; --line: #d5dce3; --paper: #fff;
+#: What a page is sent with: nothing but its own inline script and style, and requests to its own origin.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+_STYLE = """:root { color-scheme: light dark; --ink: #1c2733; --dim: #5d6b7a; --line: #d5dce3; --paper: #fff;
         --ok: #1a7f4b; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e9ee; --dim: #93a1af; --line: #33404d; --paper: #12181f; --ok: #4cc38a;
@@ -42,7 +41,41 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
   thead { display: none; } tr { display: grid; grid-template-columns: 3.5rem 1fr auto;
     border-bottom: 1px solid var(--line); padding: .3rem 0; }
   td { border: 0; padding: 0 .5rem 0 0; } td.more { display: none; } td.why { grid-column: 1 / -1; } }
-</style>
+"""
+
+_SCRIPT = """
+const at = id => document.getElementById(id);
+function node(tag, text, kind) {
+  const e = document.createElement(tag);
+  if (text !== undefined) e.textContent = text;
+  if (kind) e.className = kind;
+  return e;
+}
+const ms = s => s === null ? "–" : (s * 1000).toFixed(s < 0.1 ? 1 : 0) + " ms";
+const rate = b => b === null ? "–"
+  : b >= 1e6 ? (b / 1e6).toFixed(1) + " Mbit/s" : (b / 1e3).toFixed(0) + " kbit/s";
+const part = p => p === null ? "–" : (p * 100).toFixed(1) + " %";
+async function get(path) {
+  const answer = await fetch(path, {cache: "no-store"});
+  if (!answer.ok) throw new Error(path + " answered " + answer.status);
+  return answer.json();
+}
+"""
+
+
+def page(template: str) -> str:
+    """A page with what all have in common in the place of `$style` and `$script`."""
+    return Template(template).substitute(style=_STYLE, script=_SCRIPT)
+
+
+PAGE = page("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>splitedge</title>
+<style>
+$style</style>
 </head>
 <body>
 <h1 id="name">splitedge</h1>
@@ -62,17 +95,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 <script>
 "use strict";
 const colours = {local: "#7a8794", exit: "#c58a1b", split: "#2a72c3", cloud: "#7d4cc4", error: "#b3261e"};
-const at = id => document.getElementById(id);
-function node(tag, text, kind) {
-  const e = document.createElement(tag);
-  if (text !== undefined) e.textContent = text;
-  if (kind) e.className = kind;
-  return e;
-}
-const ms = s => s === null ? "–" : (s * 1000).toFixed(s < 0.1 ? 1 : 0) + " ms";
-const rate = b => b === null ? "–"
-  : b >= 1e6 ? (b / 1e6).toFixed(1) + " Mbit/s" : (b / 1e3).toFixed(0) + " kbit/s";
-const part = p => p === null ? "–" : (p * 100).toFixed(1) + " %";
+$script
 function figures(s) {
   const r = s.requests;
   const all = [["p50", ms(r.p50_s)], ["p95", ms(r.p95_s)], ["deadlines met", part(r.met)],
@@ -111,11 +134,6 @@ function row(r) {
     node("td", (r.degraded ? "degraded: " : "") + r.reason, "why"));
   return tr;
 }
-async function get(path) {
-  const answer = await fetch(path, {cache: "no-store"});
-  if (!answer.ok) throw new Error(path + " answered " + answer.status);
-  return answer.json();
-}
 async function draw() {
   try {
     const [s, records] = await Promise.all([get("status"), get("records?count=25")]);
@@ -134,4 +152,4 @@ draw();
 </script>
 </body>
 </html>
-"""
+""")

@@ -13,13 +13,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from splitedge.edge.asking import LanguageRemote, Question, Remote, Said
 from splitedge.edge.link import Link as Wire
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import EdgeFailed, LinkDown, LinkError, Rejected, RequestError, WireError
 from splitedge.llm.cloud_model import StateCodec
+from splitedge.llm.draft_tables import table_of
 from splitedge.llm.generation import Generation, Patience, Tally, Wish
 from splitedge.llm.happenings import (
     Action,
@@ -36,10 +35,13 @@ from splitedge.llm.happenings import (
     Send,
     Sent,
     Tick,
+    Told,
 )
 from splitedge.llm.hashing import EMPTY, id_bytes, rolled
+from splitedge.llm.logprobs import LogProbs
+from splitedge.llm.measured import StepSeconds
 from splitedge.llm.modes import Mode, Pace, Way
-from splitedge.llm.sampling import Sampling, choose, log_probabilities
+from splitedge.llm.sampling import Sampling, choose
 from splitedge.llm.token_model import Step, TokenModel, common
 from splitedge.wire import Lane
 from splitedge.worker import Worker
@@ -95,19 +97,6 @@ class EdgeLanguage:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class LogProbs:
-    """What the device's model thought of a token that it chose, natural logarithms, at temperature 1.
-
-    Attributes:
-        chosen: of the token.
-        top: (id, logarithm) of the most likely ones, falling.
-    """
-
-    chosen: float
-    top: tuple[tuple[int, float], ...]
-
-
 @dataclass(eq=False)
 class Stream:
     """A text under way: iterate over what is emitted; `tally` and `ids` are complete when that ends."""
@@ -119,7 +108,8 @@ class Stream:
     reason: str = ""
     error: RequestError | LinkError | None = None
     ended: bool = False
-    logprobs: dict[int, LogProbs] = field(default_factory=dict)  # by position, where they were wanted
+    #: By position and token, where they were wanted; of drafts that were found wrong, too.
+    logprobs: dict[tuple[int, int], LogProbs] = field(default_factory=dict)
 
     @property
     def tally(self) -> Tally:
@@ -195,7 +185,6 @@ class LanguageRuntime:
             comes into reach or goes.
 
     Attributes:
-        draft_s, head_s: seconds of one token by the device, smoothed; NaN before the first.
         acceptance: of a draft behind right ones, smoothed over about 100 judged drafts.
     """
 
@@ -222,7 +211,7 @@ class LanguageRuntime:
         self._texts: dict[int, _Text] = {}
         self._numbers = itertools.count(secrets.randbits(40))
         self._worker: Worker | None = None
-        self.draft_s = self.head_s = math.nan
+        self._draft, self._head = StepSeconds(), StepSeconds()
         self.acceptance = 0.7
 
     async def start(self) -> None:
@@ -258,6 +247,16 @@ class LanguageRuntime:
         return self._clock()
 
     @property
+    def draft_s(self) -> float:
+        """Seconds of one token by the device's small model, smoothed; NaN before the first."""
+        return self._draft.at(self._clock())
+
+    @property
+    def head_s(self) -> float:
+        """Seconds of one token by the device's head with its exits, smoothed; NaN before the first."""
+        return self._head.at(self._clock())
+
+    @property
     def in_flight(self) -> int:
         """Texts under way."""
         return len(self._texts)
@@ -285,8 +284,8 @@ class LanguageRuntime:
             way: the mode.
             sampling: how tokens are drawn; greedy where not given.
             said: the prompt in words, for a cloud with a tokenizer of its own.
-            logprobs: keep the logarithms of probabilities of so many tokens at each position that the
-                device's model computes (0: of the chosen one only); -1 for none.
+            logprobs: keep the logarithms of probabilities of so many tokens at each position (0: of the
+                chosen one only), by the model that decided it; -1 for none. A black box gives none.
 
         Raises:
             Rejected: not started, the mode can not be had, or the prompt does not fit the model.
@@ -315,11 +314,14 @@ class LanguageRuntime:
         now = self._clock()
         up = lane is not None and self.up
         lost = "no cloud is configured" if self.remote is None else self.remote.reason
+        sampling = sampling if sampling is not None else Sampling()
+        if sampling.greedy and way.rejects:  # the two rules are one then, and no tables need go up
+            way = replace(way, rule="coupling")
         generation = Generation(now, wish, way, up=up, lost=lost, patience=self._patience, pace=self._pace)
         text = _Text(
             number=next(self._numbers),
             stream=Stream(generation, now, len(wish.prompt)),
-            sampling=sampling if sampling is not None else Sampling(),
+            sampling=sampling,
             stops=tuple(sorted(wish.stops))[:64],
             lane=lane,
             deadline_at=now + wish.deadline_s,
@@ -432,14 +434,15 @@ class LanguageRuntime:
             try:
                 start = time.perf_counter()
                 step = model.step(action.ids)
-                token = choose(step.logits, position, text.sampling)
+                token, table = _drawn(step, position, text.sampling, text.stream.generation.way)
                 if text.logprobs >= 0:
-                    text.stream.logprobs[position] = _thought(step, token, text.logprobs)
+                    thought = LogProbs.of(step.logits, token, text.logprobs)
+                    text.stream.logprobs.setdefault((position, token), thought)
                 seconds = time.perf_counter() - start
             except Exception as error:
                 self._back(self._failed, text, error)
                 return
-            self._back(self._computed, text, position, token, step, seconds)
+            self._back(self._computed, text, position, token, table, step, seconds)
 
         self._worker.submit(job)
 
@@ -460,15 +463,15 @@ class LanguageRuntime:
         log.error("the device's language model failed", exc_info=error)
         self._end(text, Fail(EdgeFailed(f"the device's model failed ({type(error).__name__}: {error})")))
 
-    def _computed(self, text: _Text, position: int, token: int, step: Step, seconds: float) -> None:
+    def _computed(
+        self, text: _Text, position: int, token: int, table: bytes, step: Step, seconds: float
+    ) -> None:
         if text.stream.ended:
             return
         text.computed += 1
         if text.computed > 1:  # the first one read the prompt
-            name = "head_s" if step.exit >= 0 else "draft_s"
-            old = getattr(self, name)
-            setattr(self, name, seconds if math.isnan(old) else old + 0.1 * (seconds - old))
-        self._feed(text, Proposed(position, token, step.confidence, step.exit, seconds))
+            (self._head if step.exit >= 0 else self._draft).observe(self._clock(), seconds)
+        self._feed(text, Proposed(position, token, step.confidence, step.exit, seconds, table))
 
     # The cloud ------------------------------------------------------------------------------------
 
@@ -550,16 +553,25 @@ class LanguageRuntime:
         text.hashed = list(ids)
         return text.hashes[count]
 
+    def _heard(self, text: _Text, action: Send, event: Event) -> None:
+        """The cloud's word on an ask; what it thought of its tokens takes the place of the device's."""
+        if isinstance(event, Told) and event.logprobs:
+            drafts = action.ids[len(action.ids) - action.drafts :][: event.accepted]
+            tokens, first = (*drafts, *event.tokens), event.start - event.accepted
+            for i, (token, thought) in enumerate(zip(tokens, event.logprobs, strict=False)):
+                text.stream.logprobs[first + i, token] = thought
+        self._feed(text, event)
+
     def _ask(self, text: _Text, action: Send, before: int, payload: bytes, ids: bytes) -> None:
         if self.remote is None or text.lane is None:
             return
         left = text.deadline_at - self._clock()
         question = Question(
             text.number, text.lane, before, payload, ids, text.sampling, text.stops, max(0.0, left),
-            text.said, text.stream.prompt,
+            text.said, text.stream.prompt, text.logprobs + 1,
         )  # fmt: skip
         try:
-            nbytes = self.remote.ask(action, question, lambda event: self._feed(text, event))
+            nbytes = self.remote.ask(action, question, lambda event: self._heard(text, action, event))
         except LinkDown:
             if self.up:  # it takes no more for now
                 self._soon(text, Denied(action.ask, 0.05))
@@ -570,7 +582,9 @@ class LanguageRuntime:
         self._soon(text, Sent(action.ask, nbytes))
 
 
-def _thought(step: Step, token: int, count: int) -> LogProbs:
-    said = log_probabilities(step.logits, Sampling())
-    best = np.argsort(-said, kind="stable")[:count]
-    return LogProbs(float(said[token]), tuple((int(i), float(said[i])) for i in best))
+def _drawn(step: Step, position: int, sampling: Sampling, way: Way) -> tuple[int, bytes]:
+    """The device's choice, and the law that it was drawn from where the cloud will judge by that."""
+    if not way.rejects:
+        return choose(step.logits, position, sampling), b""
+    table = table_of(step.logits, sampling, way.table)
+    return table.draw(sampling.seed, position), table.pack()

@@ -9,10 +9,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from splitedge.edge.language import LogProbs, Stream
+from splitedge.edge.language import Stream
 from splitedge.edge.openai_schema import Request
 from splitedge.llm.detokenizing import Detokenizer, StopStrings
-from splitedge.llm.modes import Way
+from splitedge.llm.generation import Tally
+from splitedge.llm.logprobs import LogProbs
+from splitedge.llm.modes import Mode, Way
 from splitedge.llm.text_records import TextRecord, plain
 from splitedge.llm.tokenizers import Tokenizer, plain_text
 from splitedge.power import PowerModel
@@ -30,6 +32,7 @@ class Answer:
         stream: of the runtime.
         way, why: how it is written.
         power: that joules are modelled with.
+        first: what an answer of the device took that was not accepted (a cascade); it is counted.
     """
 
     request: Request
@@ -44,6 +47,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     finish: str = ""
+    first: Tally | None = None
 
     def __post_init__(self) -> None:
         self._text = Detokenizer(self.tokenizer)
@@ -131,7 +135,9 @@ class Answer:
         if self.request.logprobs < 0:
             return None
         begin = self.stream.prompt
-        told = [(token, self.stream.logprobs[begin + i]) for i, token in enumerate(self.ids) if i >= since]
+        told = [
+            (token, self.stream.logprobs[begin + i, token]) for i, token in enumerate(self.ids) if i >= since
+        ]
         if self.request.chat:
             content = [
                 self._one(token, thought.chosen) | {"top_logprobs": [self._one(*t) for t in thought.top]}
@@ -160,6 +166,9 @@ class Answer:
         """The row of this text."""
         tally, written = self.stream.tally, len(self.ids)
         tpot = (tally.ended_s - tally.first_token_s) / (written - 1) if written > 1 else math.nan
+        before_s, compute_s = 0.0, tally.compute_s
+        if self.first is not None:
+            before_s, compute_s = self.first.ended_s, compute_s + self.first.compute_s
         return TextRecord(
             t_s=self.arrived_s,
             mode=str(self.way.mode),
@@ -176,12 +185,12 @@ class Answer:
             accepted=tally.accepted,
             bytes_up=tally.bytes_up,
             bytes_down=tally.bytes_down,
-            ttft_s=tally.first_token_s,
+            ttft_s=before_s + tally.first_token_s,
             tpot_s=tpot,
-            total_s=tally.ended_s,
-            compute_s=tally.compute_s,
+            total_s=before_s + tally.ended_s,
+            compute_s=compute_s,
             cloud_s=tally.cloud_s,
-            energy_j=self.power.joules(tally.compute_s, tally.bytes_up, tally.bytes_down),
+            energy_j=self.power.joules(compute_s, tally.bytes_up, tally.bytes_down),
         )
 
     def extension(self) -> dict[str, Any]:
@@ -192,7 +201,8 @@ class Answer:
             {
                 "mode": row.mode,
                 "why": row.why,
-                "lossless": self.way.mode.lossless,
+                "lossless": self.stream.generation.way.lossless,
+                "rule": self.stream.generation.way.rule if self.way.mode is Mode.SPEC else None,
                 "degraded": row.degraded,
                 "reason": row.reason,
                 "seed": None if how.greedy else how.seed,

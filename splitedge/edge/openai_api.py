@@ -18,9 +18,12 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from splitedge.edge.language import LanguageRuntime
+from splitedge.edge.dashboard import HEADERS
+from splitedge.edge.language import LanguageRuntime, Stream
+from splitedge.edge.language_dashboard import PAGE
 from splitedge.edge.language_metrics import LanguageEdgeMetrics
 from splitedge.edge.openai_answer import DONE, Answer, event
+from splitedge.edge.openai_cascade import CASCADE, Judging, cascade
 from splitedge.edge.openai_schema import ApiError, Request, prompt_of, read_request
 from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import (
@@ -36,7 +39,7 @@ from splitedge.errors import (
     SplitedgeError,
 )
 from splitedge.http_guard import HttpLimits, HttpServer, guarded_app
-from splitedge.llm.generation import Wish
+from splitedge.llm.generation import Tally, Wish
 from splitedge.llm.happenings import Emit
 from splitedge.llm.modes import Mode, OnLoss, Way
 from splitedge.llm.text_records import TextRecord, TextRecordStore, plain
@@ -65,7 +68,7 @@ _TOLD: tuple[tuple[type[SplitedgeError], int, str, str | None], ...] = (
 )
 
 
-class Writer(Protocol):
+class Writer(Judging, Protocol):
     """What decides how a text is written: `LanguageDeployment`."""
 
     tokenizer: Tokenizer
@@ -88,12 +91,6 @@ class Writer(Protocol):
     @property
     def stops(self) -> frozenset[int]:
         """Ids that end a text."""
-        ...
-
-    def decide(
-        self, prompt: int, max_tokens: int, mode: Mode | str, drafts: int | None, on_loss: OnLoss
-    ) -> tuple[Way, str]:
-        """How a text of so many tokens is written now, and why."""
         ...
 
     def decide_query(
@@ -130,7 +127,7 @@ class OpenAiApi:
         app = guarded_app(limits)
         app.middlewares.insert(0, _errors)
         get, post = app.router.add_get, app.router.add_post
-        get("/", self._status)
+        get("/", self._page)
         get("/status", self._status)
         get("/records", self._rows)
         get("/metrics", self._scrape)
@@ -166,6 +163,9 @@ class OpenAiApi:
         reason = self.why_not_ready()
         body = {"ready": not reason} | ({"error": reason} if reason else {})
         return web.json_response(body, status=503 if reason else 200)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(text=PAGE, content_type="text/html", headers=HEADERS)
 
     async def _status(self, request: web.Request) -> web.Response:
         runtime, remote = self._runtime, self._runtime.remote
@@ -272,30 +272,49 @@ class OpenAiApi:
             )  # fmt: skip
         mode = asked.more.mode or language.mode
         on_loss = asked.more.on_loss or language.on_loss
-        if mode in (AUTO, ROUTE) and self.why_not_ready():
+        chosen_later = mode in (AUTO, ROUTE, CASCADE)
+        if chosen_later and self.why_not_ready():
             raise ApiError(self.why_not_ready(), 503, "server_error", "cloud_unavailable", None, RETRY_S)
-        if mode not in (AUTO, ROUTE) and mode not in writer.modes:
+        if not chosen_later and mode not in writer.modes:
             have = ", ".join(writer.modes)
             raise ApiError(
                 f"this edge can not write in the mode '{mode}'; it has {have}", param="splitedge.mode"
             )
-        if asked.logprobs >= 0 and mode != "local" and writer.modes != (Mode.LOCAL,):
+        if asked.logprobs >= 0 and mode != "local" and self._runtime.language.text_only:
             raise ApiError(
-                "logprobs are known only where the device's model writes every token (the cloud tells "
-                "tokens, not probabilities): ask with splitedge: {mode: 'local'}", param="logprobs",
+                "a black box of a cloud tells text, not probabilities: logprobs can be had with "
+                "splitedge: {mode: 'local'}", param="logprobs",
             )  # fmt: skip
         drafts = asked.more.drafts or language.drafts
+        limit = math.inf if language.deadline_s is None else language.deadline_s
+        deadline = asked.deadline_s if asked.more.deadline_ms is not None else limit
+        wish = Wish(tuple(ids), count, writer.stops, deadline)
+        if mode == CASCADE:
+            found = await cascade(
+                writer,
+                self._runtime,
+                wish,
+                drafts=drafts,
+                on_loss=on_loss,
+                sampling=asked.sampling,
+                said=said,
+            )
+            return self._answer(asked, found.stream, found.way, found.why, found.first)
         if mode == ROUTE:  # a router may have the device's model read the prompt: not on the loop's thread
             query = asked.query or said.text
             way, why = await asyncio.to_thread(writer.decide_query, query, drafts, on_loss)
         else:
-            way, why = writer.decide(len(ids), count, mode, drafts, on_loss)
-        limit = math.inf if language.deadline_s is None else language.deadline_s
-        deadline = asked.deadline_s if asked.more.deadline_ms is not None else limit
-        wish = Wish(tuple(ids), count, writer.stops, deadline)
+            rule = asked.more.rule or language.rule
+            way, why = writer.decide(len(ids), count, mode, drafts, on_loss, rule=rule)
         stream = self._runtime.write(wish, way, asked.sampling, said=said, logprobs=asked.logprobs)
+        return self._answer(asked, stream, way, why)
+
+    def _answer(
+        self, asked: Request, stream: Stream, way: Way, why: str, first: Tally | None = None
+    ) -> Answer:
+        writer, name = self._writer, self._settings.name
         return Answer(
-            asked, self._settings.name, writer.tokenizer, writer.stops, stream, way, why, writer.power
+            asked, name, writer.tokenizer, writer.stops, stream, way, why, writer.power, first=first
         )
 
     async def _next(self, answer: Answer) -> Emit | None:

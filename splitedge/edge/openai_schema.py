@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from splitedge.edge.asking import Said
 from splitedge.errors import SplitedgeError
 from splitedge.llm.sampling import Sampling
+from splitedge.wire import MAX_TOP
 
 MAX_STOPS, MAX_STOP = 16, 256
-MAX_TOP = 20
 MAX_MESSAGES = 4096
 
 
@@ -54,16 +54,19 @@ class Extension(BaseModel):
     """The field `splitedge` of a request.
 
     Attributes:
-        mode, drafts, on_loss: as in `LanguageDeployment.stream`; None for the edge's own.
+        mode, drafts, on_loss, rule: as in `LanguageDeployment.stream`; None for the edge's own.
         deadline_ms: milliseconds that all of the text may take.
         top_k: only the k most likely tokens; 0 for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    mode: Literal["auto", "route", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None = None
+    mode: (
+        Literal["auto", "route", "cascade", "local", "cloud_stream", "spec", "split", "exit", "assist"] | None
+    ) = None
     drafts: int | None = Field(default=None, ge=1, le=64)
     on_loss: Literal["wait", "local"] | None = None
+    rule: Literal["coupling", "rejection"] | None = None
     deadline_ms: int | None = Field(default=None, ge=1, le=86_400_000)
     top_k: int = Field(default=0, ge=0, le=2**31 - 1)
 

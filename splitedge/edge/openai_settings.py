@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from splitedge.llm.generation import Patience
 
 
+#: How a text may be asked to be written: a mode, or what chooses one.
+WayName = Literal["auto", "route", "cascade", "local", "cloud_stream", "spec", "split", "exit", "assist"]
+
+
 class BlackBoxSettings(BaseModel):
     """An OpenAI-compatible endpoint. Unknown names are refused.
 
@@ -53,9 +57,10 @@ class LanguageEdgeSettings(BaseModel):
 
     Attributes:
         mode: how texts are written unless a request says otherwise: `auto`, `route` (by the query
-            router), `local`, `cloud_stream`, `spec`,
-            `split`, `exit` or `assist`.
+            router), `cascade` (by the device, and anew by the cloud where a judge does not accept that),
+            `local`, `cloud_stream`, `spec`, `split`, `exit` or `assist`.
         drafts: most drafts a round (`spec`); None for what is predicted best.
+        rule: how drafts of a sampled text are verified (`spec`): `coupling` or `rejection`.
         on_loss: while the cloud is away `wait`, or go on by the device's model (`local`).
         deadline_s: seconds a text may take unless a request says otherwise; None for no limit.
         longest_wait_s: with `on_loss="wait"`, seconds without a word of the cloud after which a text fails.
@@ -67,8 +72,11 @@ class LanguageEdgeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["auto", "route", "local", "cloud_stream", "spec", "split", "exit", "assist"] = "auto"
+    mode: Literal["auto", "route", "cascade", "local", "cloud_stream", "spec", "split", "exit", "assist"] = (
+        "auto"
+    )
     drafts: int | None = Field(default=None, ge=1, le=64)
+    rule: Literal["coupling", "rejection"] = "coupling"
     on_loss: Literal["wait", "local"] = "wait"
     deadline_s: float | None = Field(default=None, gt=0, le=86400, allow_inf_nan=False)
     longest_wait_s: float = Field(default=30.0, gt=0, le=3600, allow_inf_nan=False)

@@ -43,8 +43,8 @@ from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.loops import Here, Looped, Running, forward
 from splitedge.llm.measured import Measured, costs_of
-from splitedge.llm.modes import Mode, OnLoss, Way
-from splitedge.llm.per_query import CASCADE, ROUTE, cascade, routed
+from splitedge.llm.modes import Mode, OnLoss, Rule, Way
+from splitedge.llm.per_query import CASCADE, ROUTE, accepted, cascade, judge_of, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.sampling import Sampling
@@ -246,6 +246,7 @@ class LanguageDeployment:
         way: Way | None = None,
         stops: frozenset[int] | None = None,
         router: QueryRouter | None = None,
+        rule: Rule = "coupling",
     ) -> Writing:
         """Begin a text; iterate over the result for pieces of it as they become final.
 
@@ -260,9 +261,11 @@ class LanguageDeployment:
             deadline_s: seconds for all of it.
             on_loss: while the cloud is out of reach `wait`, or go on by the device (`local`).
             objective: what `auto` makes small; total time where not given.
-            way: all of the mode's numbers at once, in place of `mode`, `drafts` and `on_loss`.
+            way: all of the mode's numbers at once, in place of `mode`, `drafts`, `on_loss` and `rule`.
             stops: ids that end the text; None for the model's own.
             router: in place of the deployment's own; with `auto` it means `route`.
+            rule: how drafts of a sampled text are verified (`spec`): `coupling` gives the text that the
+                cloud's model writes with this seed, `rejection` one of the same law; see `modes.Rule`.
 
         Raises:
             Rejected, ConfigError: see `generate`.
@@ -275,7 +278,7 @@ class LanguageDeployment:
             if mode == ROUTE or (mode == AUTO and router is not None):
                 way, why = self.decide_query(prompt, drafts, on_loss, router)
             else:
-                way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective)
+                way, why = self.decide(len(ids), max_tokens, mode, drafts, on_loss, objective, rule)
         wish = Wish(tuple(ids), max_tokens, self.plan.stops if stops is None else stops, deadline_s)
         pieces: queue.SimpleQueue[Emit | Finish | Fail] = queue.SimpleQueue()
         chosen = way
@@ -295,6 +298,7 @@ class LanguageDeployment:
         drafts: int | None = None,
         on_loss: OnLoss = "wait",
         objective: Objective | None = None,
+        rule: Rule = "coupling",
     ) -> tuple[Way, str]:
         """How a text of so many tokens would be written now, and why; the arguments are those of `stream`.
 
@@ -302,9 +306,9 @@ class LanguageDeployment:
             ValueError: there is no such mode.
         """
         if mode != AUTO:
-            return self._way(Mode(mode), drafts, on_loss), "asked for"
+            return self._way(Mode(mode), drafts, on_loss, rule), "asked for"
         choice = self.choose(prompt, max_tokens, objective)
-        return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss), choice.why
+        return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss, rule), choice.why
 
     def decide_query(
         self,
@@ -321,14 +325,34 @@ class LanguageDeployment:
         found = self.route(prompt, router)
         return self._way(Mode.LOCAL if found.local else Mode.STREAM, drafts, on_loss), found.why
 
-    def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss) -> Way:
+    def check_cascade(self) -> None:
+        """Whether `mode="cascade"` can be had.
+
+        Raises:
+            ConfigError: there is no judge or no local model.
+        """
+        judge_of(self.plan)
+
+    def accepts(self, prompt: Sequence[int], answer: Sequence[int], ended: bool) -> tuple[bool, str]:
+        """Whether the device's answer will do, by the judge, and why; the arguments are those of
+        `per_query.accepted`.
+
+        Raises:
+            ConfigError: there is no judge or no local model.
+        """
+        judge, local = judge_of(self.plan)
+        return accepted(judge, local, prompt, answer, ended)
+
+    def _way(self, mode: Mode, drafts: int | None, on_loss: OnLoss, rule: Rule = "coupling") -> Way:
         exits = self.plan.exits
         thresholds = {} if exits is None or mode is not Mode.EXIT else dict(exits.thresholds)
         if mode is Mode.ASSIST:
             gate = self.plan.aids.gate
             thresholds = {-1: 0.5 if gate is None else gate.threshold}
         keeps = self.plan.codec == IDS or self._black_box is not None
-        return Way(mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss)
+        return Way(
+            mode, drafts=drafts or 4, thresholds=thresholds, keeps_told=keeps, on_loss=on_loss, rule=rule
+        )
 
     def route(self, prompt: str | Sequence[int], router: QueryRouter | None = None) -> Routed:
         """Where the query router sends a prompt, and why; nothing is sent. See `per_query.routed`."""

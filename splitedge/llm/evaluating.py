@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from splitedge.errors import ConfigError
+from splitedge.llm.aids import Aids
 from splitedge.llm.anatomy import Anatomy
 from splitedge.llm.cache import KVCache
 from splitedge.llm.cloud_model import CloudLanguageModel, PassRow
 from splitedge.llm.evaluation import EXIT, LOCAL, SPLIT, Floats, LanguageEvaluation
 from splitedge.llm.exit_model import ExitModel
 from splitedge.llm.exits import TrainedExits
+from splitedge.llm.gate import GatedModel
 from splitedge.llm.halves import LanguageHead, LanguageTail, steps_of
 from splitedge.llm.hashing import id_bytes
 from splitedge.llm.sampling import Sampling, choose
@@ -47,6 +49,8 @@ class Planned(Protocol):
     def local(self) -> WholeModel | None: ...
     @property
     def exits(self) -> TrainedExits | None: ...
+    @property
+    def aids(self) -> Aids: ...
 
 
 def evaluate_language(
@@ -105,6 +109,8 @@ def evaluate_language(
     for line, (name, _) in enumerate(deciders):
         if name.startswith(EXIT) and plan.exits is not None:
             thresholds[line] = plan.exits.thresholds[int(name.removeprefix(EXIT))]
+        elif name == LOCAL and plan.aids.gate is not None:
+            thresholds[line] = plan.aids.gate.threshold
     sample = [token for prompt, text in zip(prompts, texts, strict=True) for token in (*prompt, *text)]
     head = next((model for name, model in deciders if name.startswith(EXIT)), None)
     return LanguageEvaluation(
@@ -128,7 +134,8 @@ def evaluate_language(
 def _deciders(plan: Planned) -> list[tuple[str, TokenModel | None]]:
     found: list[tuple[str, TokenModel | None]] = []
     if plan.local is not None:
-        found.append((LOCAL, plan.local.fresh()))
+        gate = plan.aids.gate
+        found.append((LOCAL, plan.local.fresh() if gate is None else GatedModel(plan.local, gate).fresh()))
     if plan.exits is not None:
         for number in range(len(plan.exits.heads)):
             only = ExitModel(plan.head, plan.anatomy, plan.exits, {number: -1.0})

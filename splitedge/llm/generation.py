@@ -142,6 +142,7 @@ class Generation:
         self._epoch = self._asks = self._needs = 0
         self._drafts: list[int] = []
         self._sure: list[float] = []
+        self._tables: list[bytes] = []  # of the drafts, where they are judged by rejection
         self._computing = -1  # ids the running Compute saw; -1 for none
         self._ask: Send | None = None  # the one that waits for its answer
         self._overdue = self._retry_at = math.inf
@@ -203,7 +204,8 @@ class Generation:
             room = self._left - 1 - len(self._drafts)
             full = len(self._drafts) >= self.way.drafts or room < 1
             ended = bool(self._drafts) and self._drafts[-1] in self._wish.stops
-            worth = not self.way.adapt or not self._drafts or goes_on(self._pace(), self._sure)
+            full_rounds = self.way.rejects or not self.way.adapt
+            worth = full_rounds or not self._drafts or goes_on(self._pace(), self._sure)
             if full or ended or not worth:
                 if self._computing < 0:
                     self._send(now, tuple(self._drafts), 1)
@@ -231,7 +233,9 @@ class Generation:
         self._asks += 1
         start = min(self._held, len(self.ids) if drafts else len(self.ids) - 1)
         ids = (*self.ids[start:], *drafts)
-        self._ask = Send(self._asks, 1, self._epoch, start, ids, len(drafts), min(want, self._left))
+        tables = b"".join(self._tables) if drafts else b""
+        want = min(want, self._left)
+        self._ask = Send(self._asks, 1, self._epoch, start, ids, len(drafts), want, tables)
         self.tally.asks += 1
         self.tally.proposed += len(drafts)
         self._overdue = now + self._patience.overdue_s
@@ -259,6 +263,7 @@ class Generation:
         if self.way.mode is Mode.SPEC and not alone:
             self._drafts.append(event.token)
             self._sure.append(event.confidence)
+            self._tables.append(event.table)
         elif alone or self.way.trusts(event.exit, event.confidence):
             if alone and self.way.mode is not Mode.LOCAL:
                 self._degrade(f"written without the cloud: {self._lost}")
@@ -287,7 +292,7 @@ class Generation:
         right = ask.ids[len(ask.ids) - ask.drafts :][: event.accepted] if len(self._drafts) else ()
         if event.start != len(self.ids) + len(right):
             return  # a repeated attempt's, of tokens that are here already
-        judged, self._drafts, self._sure = bool(self._drafts), [], []
+        judged, self._drafts, self._sure, self._tables = bool(self._drafts), [], [], []
         self.tally.accepted += len(right)
         self.tally.rejected += judged and len(right) < ask.drafts
         self.tally.cloud_tokens += len(event.tokens)
@@ -364,8 +369,9 @@ class Generation:
         start = old.start if streamed <= 0 else len(self.ids) - 1
         ids = old.ids if streamed <= 0 else (self.ids[-1],)
         want = old.want - max(0, streamed)
-        drafts = old.drafts if streamed <= 0 else 0
-        self._ask = Send(old.ask, old.attempt + 1, self._epoch, start, tuple(ids), drafts, max(want, 1))
+        drafts, tables = (old.drafts, old.tables) if streamed <= 0 else (0, b"")
+        want = max(want, 1)
+        self._ask = Send(old.ask, old.attempt + 1, self._epoch, start, tuple(ids), drafts, want, tables)
         self._overdue = now + self._patience.overdue_s
         self._actions.append(self._ask)
 
@@ -388,7 +394,7 @@ class Generation:
 
     def _commit_drafts(self, now: float) -> None:
         """Without the cloud the device's drafts are its tokens."""
-        drafts, self._drafts, self._sure = tuple(self._drafts), [], []
+        drafts, self._drafts, self._sure, self._tables = tuple(self._drafts), [], [], []
         if drafts:
             self._degrade(f"written without the cloud: {self._lost}")
             self._emit(now, drafts, ("local",) * len(drafts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splitedge.errors import LinkError, RequestError
+from splitedge.llm.logprobs import LogProbs
 
 # Events ---------------------------------------------------------------------------------------------
 
@@ -23,6 +24,7 @@ class Proposed:
         confidence: calibrated probability that the cloud would choose the same; NaN where nobody knows.
         exit: number of the exit that chose; -1 for the whole local model.
         seconds: computed.
+        table: law that the token was drawn from (`draft_tables`), where drafts are judged by rejection.
     """
 
     after: int
@@ -30,6 +32,7 @@ class Proposed:
     confidence: float
     exit: int = -1
     seconds: float = 0.0
+    table: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Told:
         last: whether the ask is answered with this.
         nbytes: framed bytes received.
         compute_s: the cloud's.
+        logprobs: of the accepted drafts and these tokens, where they were asked for.
     """
 
     ask: int
@@ -53,6 +57,7 @@ class Told:
     last: bool = True
     nbytes: int = 0
     compute_s: float = 0.0
+    logprobs: tuple[LogProbs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ class Send:
         ids: tokens from `start` on, the drafts included.
         drafts: how many at the end are drafts.
         want: tokens asked for behind them.
+        tables: laws that the drafts were drawn from, one behind another; empty for the coupling.
     """
 
     ask: int
@@ -133,6 +139,7 @@ class Send:
     ids: tuple[int, ...]
     drafts: int
     want: int
+    tables: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

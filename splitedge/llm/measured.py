@@ -15,6 +15,47 @@ _ASSUMED = Costs(0.05, 10e6, 20e6, 0.02, 0.001)
 _DEVICE_S = 0.01
 
 
+#: Weights of a new step in what is recent and what is usual; seconds after which half of the difference
+#: between them is forgotten.
+_RECENT, _USUAL, _HALF_S = 0.1, 0.02, 20.0
+#: A step counts as at most so many times what was expected: a single slow one says little.
+_MOST = 2.0
+
+
+class StepSeconds:
+    """Seconds of a step that is done over and over, smoothed.
+
+    While the step is not done (no draft is made while the cloud streams), what was seen last is forgotten
+    in favour of what is usual: a device that was slow for a moment is given another chance.
+    """
+
+    __slots__ = ("_count", "_last", "_recent", "_usual")
+
+    def __init__(self) -> None:
+        self._recent = self._usual = self._last = math.nan
+        self._count = 0
+
+    def observe(self, now: float, seconds: float) -> None:
+        """A step took so many seconds."""
+        self._count += 1
+        if self._count == 1:
+            self._recent = self._usual = seconds
+        else:
+            first = 1.0 / self._count  # a mean as long as there are few
+            recent = self.at(now)
+            self._recent = recent + max(_RECENT, first) * (min(seconds, _MOST * recent) - recent)
+            self._usual += max(_USUAL, first) * (min(seconds, _MOST * self._usual) - self._usual)
+        self._last = now
+
+    def at(self, now: float) -> float:
+        """Expected seconds of one; NaN before the first."""
+        if not self._count:
+            return math.nan
+        stays = 0.5 ** (max(0.0, now - self._last) / _HALF_S)
+        found: float = self._usual + stays * (self._recent - self._usual)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What an edge knows of itself and its cloud; NaN where nothing was measured yet.

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Literal
 
 from splitedge.errors import ConfigError
+from splitedge.llm.draft_tables import ENTRY, HEAD, MAX_TABLE
+from splitedge.wire import MAX_TABLES
 
 
 class Mode(StrEnum):
@@ -15,7 +17,7 @@ class Mode(StrEnum):
     - `local`: the device's model alone.
     - `cloud_stream`: the cloud's model exactly; it is asked once and streams.
     - `spec`: the device drafts, the cloud verifies several tokens a round. Lossless: the cloud's model
-      exactly, greedy or sampled. (Leviathan et al., ICML 2023; sampled by a shared-seed Gumbel coupling.)
+      exactly, greedy or sampled; by the rule `rejection` its law, not its draws (see `Rule`).
     - `split`: the head runs here, the tail there, every token crosses. The whole model exactly with a
       lossless payload, within the codec's error else.
     - `exit`: an exit of the head answers where it is confident, else the cloud does (CE-CoLLM, ICWS 2025).
@@ -42,6 +44,18 @@ class Mode(StrEnum):
         return self not in (Mode.STREAM, Mode.SPLIT)
 
 
+#: How drafts of a sampled text are verified (`spec`).
+#:
+#: - `coupling`: both sides draw by the same noise (shared-seed Gumbel); a draft is right where the draws
+#:   agree. The text is the one that the cloud's model writes with this seed, token for token.
+#: - `rejection`: a draft x that was drawn from q is kept with probability min(1, p(x) / q(x)), else replaced
+#:   by a draw from (p - q)+ (Leviathan et al., ICML 2023). Lossless in distribution: each text is as likely
+#:   as under the cloud's model, and with one seed it is another text than `cloud_stream` writes, and with
+#:   other `drafts` or `max_tokens` yet another. More drafts are kept (sum of min(p, q), the most that any
+#:   rule can); q goes up with them.
+#:
+#: Greedy, the two are one.
+Rule = Literal["coupling", "rejection"]
 #: What happens while the cloud is out of reach.
 OnLoss = Literal["wait", "local"]
 MAX_DRAFTS = 64
@@ -54,7 +68,12 @@ class Way:
     Attributes:
         mode: who decides.
         drafts: most tokens drafted a round (`spec`).
-        adapt: stop drafting where the next draft costs more than it is expected to bring.
+        adapt: stop drafting where the next draft costs more than it is expected to bring. Not by the rule
+            `rejection`, whose rounds are always full: there what is drawn depends on where a round ends, and
+            the text shall not depend on how long things took.
+        rule: how drafts are verified (`spec`).
+        table: tokens that a draft is drawn from at most, by the rule `rejection`: 2 + 6 bytes of uplink
+            for each.
         thresholds: confidence from which the device's token is taken (`exit`, `assist`): by exit, -1 for the
             whole local model; missing is never.
         burst: tokens asked of the cloud at a time (`exit`, `assist`).
@@ -73,6 +92,8 @@ class Way:
     eager: bool = False
     keeps_told: bool = True
     on_loss: OnLoss = "wait"
+    rule: Rule = "coupling"
+    table: int = 8
 
     def __post_init__(self) -> None:
         if not 1 <= self.drafts <= MAX_DRAFTS:
@@ -83,6 +104,25 @@ class Way:
             raise ConfigError("a burst needs a cloud that holds the whole model, not its tail alone")
         if self.on_loss not in ("wait", "local"):
             raise ConfigError(f"on_loss is 'wait' or 'local', got '{self.on_loss}'")
+        if self.rule not in ("coupling", "rejection"):
+            raise ConfigError(f"rule is 'coupling' or 'rejection', got '{self.rule}'")
+        if not 1 <= self.table <= MAX_TABLE:
+            raise ConfigError(f"table must be 1 to {MAX_TABLE} tokens, got {self.table}")
+        if self.rejects and self.drafts * (HEAD + ENTRY * self.table) > MAX_TABLES:
+            raise ConfigError(
+                f"{self.drafts} drafts with tables of {self.table} tokens take more than {MAX_TABLES} bytes: "
+                "lower drafts or table"
+            )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether drafts are verified by rejection sampling."""
+        return self.mode is Mode.SPEC and self.rule == "rejection"
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the text is that of the cloud's model, token for token (with a lossless payload)."""
+        return self.mode.lossless and not self.rejects
 
     def trusts(self, exit: int, confidence: float) -> bool:
         """Whether a token of the device is taken without the cloud; a confidence that is NaN never is."""

@@ -14,7 +14,9 @@ from splitedge.llm.router import QueryRouter, Routed
 from splitedge.llm.token_model import WholeModel
 
 if TYPE_CHECKING:
+    from splitedge.llm.cascade import Judge
     from splitedge.llm.deployment import LanguageDeployment, Text
+    from splitedge.llm.language_plan import LanguagePlan
 
 #: Names that stand where a mode does.
 ROUTE, CASCADE = "route", "cascade"
@@ -57,6 +59,36 @@ def routed(
     return router(text, prompt_numbers(local, ids))
 
 
+def judge_of(plan: LanguagePlan) -> tuple[Judge, WholeModel]:
+    """The judge and the local model that a cascade needs.
+
+    Raises:
+        ConfigError: one of them is missing.
+    """
+    judge, local = plan.aids.judge, plan.local
+    if judge is None or local is None:
+        raise ConfigError(
+            "a cascade needs a local model and a judge: train one by splitedge.llm.cascade.fit_judge, then "
+            "give it by deployment.attach(Aids(judge=...))"
+        )
+    return judge, local
+
+
+def accepted(
+    judge: Judge, local: WholeModel, prompt: Sequence[int], answer: Sequence[int], ended: bool
+) -> tuple[bool, str]:
+    """Whether the device's answer will do, and one readable sentence why.
+
+    Args:
+        judge, local: see `judge_of`.
+        prompt, answer: ids.
+        ended: whether the answer ended by itself.
+    """
+    if not answer:
+        return False, "the device's answer is empty: the cloud answers anew"
+    return judge.accepts(answer_numbers(local, list(prompt), list(answer), ended))
+
+
 def cascade(deployment: LanguageDeployment, prompt: str | Sequence[int], how: dict[str, Any]) -> Text:
     """The device answers; the cloud anew where the judge finds that this will not do.
 
@@ -72,17 +104,10 @@ def cascade(deployment: LanguageDeployment, prompt: str | Sequence[int], how: di
         ConfigError: there is no judge or no local model.
         RequestError: see `LanguageDeployment.generate`.
     """
-    judge, local = deployment.plan.aids.judge, deployment.plan.local
-    if judge is None or local is None:
-        raise ConfigError(
-            "a cascade needs a local model and a judge: train one by splitedge.llm.cascade.fit_judge, then "
-            "give it by deployment.attach(Aids(judge=...))"
-        )
+    judge, local = judge_of(deployment.plan)
     ids = deployment.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     mine = deployment.generate(ids, **{**how, "mode": Mode.LOCAL})
-    kept, why = False, "the device's answer is empty: the cloud answers anew"
-    if mine.ids:
-        kept, why = judge.accepts(answer_numbers(local, ids, mine.ids, mine.finish == "stop"))
+    kept, why = accepted(judge, local, ids, mine.ids, mine.finish == "stop")
     if kept:
         return replace(mine, why=why)
     if how.get("on_loss") == "local" and not deployment.up:

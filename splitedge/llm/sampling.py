@@ -65,6 +65,12 @@ def gumbel(seed: int, position: int, count: int) -> Floats:
     return noise
 
 
+def uniform(seed: int, position: int, purpose: int) -> float:
+    """A number in (0, 1) of its own for a seed, a position and what it is used for (1 or more)."""
+    raw = int(np.random.Philox(key=seed, counter=[0, position, purpose, 0]).random_raw())
+    return ((raw >> 12) + 0.5) * 2.0**-52
+
+
 def log_probabilities(logits: npt.NDArray[np.floating], sampling: Sampling) -> Floats:
     """Logits (vocabulary,) to log probabilities after temperature, top-k and top-p, float64; -inf for what
     is left out. For greedy sampling those of temperature 1.
