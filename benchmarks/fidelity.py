@@ -5,9 +5,9 @@
     python benchmarks/fidelity.py --quick
 
 For every uplink a cloud server and an edge daemon run as real processes, with the pacer between them, and are
-sent images over HTTP; then the simulator gets the same rows at the same moments of the same channel. Seconds
-of stages and shells come from a run over a channel without limits, of the same processes. Leave the machine
-alone meanwhile. docs/fidelity.md says what the figures mean.
+sent images over HTTP, twice; then the simulator gets the same rows at the same moments of the same channel.
+Seconds of stages and shells are drawn from those of runs over a channel that only delays, of the same
+processes. Leave the machine alone meanwhile. docs/fidelity.md says what the figures mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _fidelity_figures import Residuals, draw, page, report_of, show
-from _fidelity_runs import Asked, Bench
+from _fidelity_runs import Asked, Bench, medians
 from _uplinks import prepare, uplinks
 from cifar_deployment import DATA, ROOT, cifar, small
 from common import console, show_machine
@@ -53,7 +53,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="digits, two synthetic channels: under 45 s on 2 cores"
+        "--quick", action="store_true", help="digits, two synthetic channels: about a minute on 2 cores"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--deployment", type=Path, metavar="DIR", help="as cifar_deployment.py keeps it")
@@ -62,6 +62,12 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--policy", default="deadline")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each uplink")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=2,
+        help="real runs of each uplink: how far they are from each other",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write fidelity.png and requests.csv here")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table into this Markdown page")
     return parser.parse_args(argv)
@@ -100,14 +106,18 @@ def main() -> None:
         def told(text: str) -> None:
             console.print(text, highlight=False)
 
-        calibrated = bench.calibrate(20 if args.quick else CALIBRATING, RATE_HZ, told)
-        told(f"shells: {calibrated.shell}")
+        measured = bench.calibrate(20 if args.quick else CALIBRATING, RATE_HZ, told)
+        told(f"shells, median ms: {medians(measured)}")
         seconds = 4.0 if args.quick else args.seconds
         asked = Asked(RATE_HZ, round(seconds * RATE_HZ), DEADLINE_MS, args.policy)
         found = []
         for name, channel in parts:
             told(name)
-            found.append(Residuals(name, *bench.pair(channel, asked, calibrated)))
+            one = Residuals.of(name, *bench.pair(channel, asked, measured, args.repeats))
+            found.append(one)
+            told(f"  simulated: {one.simulated.first_apart()}")
+            for again in one.again:
+                told(f"  real again: {again.first_apart()}")
     show(found)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
 from splitedge.policies.in_time import Expected, Prospects, price_of_device
 from splitedge.policies.latency import known_accuracy
+from splitedge.policies.saving import cheaper
 from splitedge.policies.scout import check_scout, scout, scouts_now
 from splitedge.policy import Decision, Observation, Policy, latency_mean, where
 from splitedge.policy_argument import read_argument
@@ -91,9 +92,12 @@ class Deadline(Policy):
                 fits = fits | ((right >= 0.0) & (chance >= _LIKELY))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
         low = tolerance > self.tolerance
+        best = _cheapest(found, values, top - self.tolerance)
         if low is not False:  # what crowds the device is no reason to spend the last of a battery
-            values = _without_price(found, values, low, tolerance, top)
-        best = _cheapest(found, values, top - tolerance)
+            spared = _without_price(found, values, low, tolerance, top)
+            good = [value >= top - tolerance for value in spared]
+            spent, mean_s = [one[1] for one in found], [one[3] for one in found]
+            best = where(low, cheaper(obs, spent, mean_s, good, best), best)
         if fits is not True:  # for one device something fits, as a rule
             best = where(fits, best, _fastest(obs, found))
         why = where(fits, _FITS, _NONE_FITS)

@@ -16,6 +16,7 @@ from splitedge.policies.chance import Link, link_of
 from splitedge.policies.forecast import clip, make_forecast
 from splitedge.policies.in_time import price_of_device
 from splitedge.policies.plan_ahead import Ahead, Worth, most, some, unbeaten, weigh
+from splitedge.policies.saving import cheaper
 from splitedge.policies.scout import check_scout
 from splitedge.policy import (
     Decision,
@@ -153,7 +154,7 @@ class Mpc(Policy):
         link = link_of(self._robust(obs), self._backlog, self._shift)
         worth = weigh(obs, link)
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        best = _cheapest(worth, self._totals(obs, link, worth, tolerance), tolerance)
+        best = self._choose(obs, worth, self._totals(obs, link, worth, tolerance), tolerance)
         scouts = self._scout(obs, worth, best)
         option = where(scouts >= 0, scouts, best)
         self._book(obs, link, worth, option)
@@ -165,7 +166,20 @@ class Mpc(Policy):
         """
         worth = weigh(obs, link_of(obs.goodput, 0.0, 0.0))
         tolerance = self.battery.tolerance(self.tolerance, obs.battery)
-        return Decision(_cheapest(worth, [one.value for one in worth], tolerance), _WORTH)
+        return Decision(self._choose(obs, worth, [one.value for one in worth], tolerance), _WORTH)
+
+    def _choose(self, obs: Observation, worth: list[Worth], totals: list[Any], tolerance: Any) -> Any:
+        """The option whose plan is best; while the battery is low, what is surely cheaper and good enough."""
+        usual = _cheapest(worth, totals, self.tolerance)
+        low = tolerance > self.tolerance
+        if low is False:
+            return usual
+        top: Any = -math.inf
+        for total in totals:
+            top = where(total > top, total, top)
+        good = [total >= top - tolerance for total in totals]
+        spared = cheaper(obs, [one.joules for one in worth], [-total for total in totals], good, usual)
+        return where(low, spared, usual)
 
     def _watch(self, obs: Observation) -> None:
         """Let time pass since the last call, and see what the link looks like now."""

@@ -20,6 +20,7 @@ from splitedge.cloud.settings import ServerSettings
 from splitedge.events import Refusal
 from splitedge.policy import Option
 from splitedge.sim.device import Seconds
+from splitedge.sim.measured import Drawn
 from splitedge.sim.scenario import CloudPart
 
 MS = 1_000_000
@@ -99,11 +100,18 @@ class SimCloud:
         part: of the scenario.
         options: the option table, for lanes and seconds.
         later: schedules a call at a second of the run's clock.
+        seconds: drawn for each row; None draws log-normals of the option table.
     """
 
     batchable = True
 
-    def __init__(self, part: CloudPart, options: tuple[Option, ...], later: Later) -> None:
+    def __init__(
+        self,
+        part: CloudPart,
+        options: tuple[Option, ...],
+        later: Later,
+        seconds: Seconds | Drawn | None = None,
+    ) -> None:
         self.batcher: Batcher[Job] = Batcher(part.max_rows, int(part.max_wait_ms * MS))
         self.service = ServiceTime()
         self._settings = ServerSettings(
@@ -115,7 +123,8 @@ class SimCloud:
         self._free = part.executors
         self._running: list[Batch] = []
         self._per_row = part.per_row
-        self._seconds = Seconds([o.cloud_s for o in options], [o.cloud_s_q95 for o in options])
+        usual = Seconds([o.cloud_s for o in options], [o.cloud_s_q95 for o in options])
+        self._seconds: Seconds | Drawn = usual if seconds is None else seconds
         lanes = {(o.cut, o.codec): i for i, o in enumerate(options)}
         self._lanes = [lanes[o.cut, o.codec] for o in options]  # a lane is a cut and a codec, at every level
         self._wakes_at = math.inf

@@ -108,6 +108,7 @@ async def compare(
     work: Path,
     *,
     power: str = "phone-lte",
+    begin_s: float = 0.0,
     progress: Callable[[str, float], None] = lambda name, share: None,
 ) -> list[Row]:
     """Run every strategy over the channel from its beginning.
@@ -116,6 +117,8 @@ async def compare(
         channels: makes the uplink and downlink anew for each strategy.
         keys: key directories of cloud and edge.
         work: directory for logs and records.
+        begin_s: second of the channel at which the first request leaves, so that every run meets the same
+            channel however long its connection took; at once where that is later.
         progress: told the strategy's name and the share of its stream that has been sent.
 
     Raises:
@@ -144,6 +147,7 @@ async def compare(
             async with Pacer(f"tcp://127.0.0.1:{edge.pacer_port}", to, up, down) as pacer:
                 await _link_up(session, edge)
                 link_at_s = time.monotonic()
+                await asyncio.sleep(pacer.started_s + begin_s - link_at_s)
                 row = await _run(session, strategy, edge, pacer, stream, progress)
                 row.replay_at_s, row.link_at_s = pacer.started_s, link_at_s
             _charge(row, edge.records)

@@ -45,7 +45,9 @@ from splitedge.sim.connection import Connection, Later
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import Battery, Seconds, on_head
 from splitedge.sim.link import Link
+from splitedge.sim.measured import Drawn, Measured
 from splitedge.sim.scenario import Scenario
+from splitedge.sim.shell import Shell
 from splitedge.sim.workload import Rows
 
 _MAX_MS = 0xFFFF_FFFF
@@ -62,12 +64,14 @@ class Work:
         t_s: when each arrives, never falling, shape (n,).
         rows: the row of the evaluation each is, shape (n,).
         edge_z, cloud_z: the normal numbers that its seconds are drawn with, shape (n,) each.
+        shell_z: those of its shells, where they are measured ones; None for constants.
     """
 
     t_s: Floats
     rows: Rows
     edge_z: Floats
     cloud_z: Floats
+    shell_z: Floats | None = None
 
 
 class Edge:
@@ -84,6 +88,8 @@ class Edge:
         battery: None on mains.
         later: schedules a call at a second of the run's clock.
         ended: takes each request's record, the row it was and whether it was answered right.
+        measured: what stages and shells take; None draws log-normals of the option table, with the
+            scenario's constants.
     """
 
     def __init__(
@@ -98,13 +104,14 @@ class Edge:
         battery: Battery | None,
         later: Later,
         ended: Ended,
+        measured: Measured | None = None,
     ) -> None:
         self.index = index
         self.engine = engine
         options = engine.options
         self._on_head = tuple(on_head(option) for option in options)
         self._stage_option = _stage_options(options)
-        self._seconds = Seconds([o.edge_s for o in options], [o.edge_s_q95 for o in options])
+        self._seconds: Seconds | Drawn = Seconds([o.edge_s for o in options], [o.edge_s_q95 for o in options])
         self._answers = answers
         self._t: list[float] = work.t_s.tolist()
         self._rows: list[int] = work.rows.tolist()
@@ -112,9 +119,9 @@ class Edge:
         self._cloud_z: list[float] = work.cloud_z.tolist()
         deadline_ms = scenario.work.deadline_ms
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1e3
-        shell = scenario.shell
-        self._stage_s, self._send_s = shell.stage_ms / 1e3, shell.send_ms / 1e3
-        self._receive_s, self._cloud_s = shell.receive_ms / 1e3, shell.cloud_ms / 1e3
+        self._shell = Shell(scenario.shell, measured, work.shell_z)
+        if measured is not None:
+            self._seconds = measured.edge(options, scenario.device.slower)
         self._up, self._down = links
         self._cloud = cloud
         self._session = Session(self, index.to_bytes(8, "big"))
@@ -205,8 +212,9 @@ class Edge:
     def _computed(self, now: float, done: tuple[int, Stage, int, float]) -> None:
         if self._battery is not None:
             self._spend(now, self.engine.power.compute_w * done[3])
-        if self._stage_s:
-            self._later(now + self._stage_s, self._stage_done, done)
+        shell_s = self._shell.stage(done[0])
+        if shell_s:
+            self._later(now + shell_s, self._stage_done, done)
         else:
             self._stage_done(now, done)
 
@@ -232,17 +240,19 @@ class Edge:
         self._sent[request, attempt] = now
         left = action.deadline_s
         left_ms = 0 if left == math.inf else min(_MAX_MS, max(1, int(left * 1000)))
-        self._transmit(
-            now, nbytes, self._infer, (self._link.number, request, attempt, option, nbytes, left_ms)
-        )
+        message = (self._link.number, request, attempt, option, nbytes, left_ms)
+        self._transmit(now, nbytes, self._infer, message, request)
         self._events.append(Sent(request, attempt, nbytes))
 
-    def _transmit(self, now: float, nbytes: int, then: Callable[[float, Any], None], what: Any) -> None:
-        """Put a message on the link, after what the shell needs for it."""
+    def _transmit(
+        self, now: float, nbytes: int, then: Callable[[float, Any], None], what: Any, request: int
+    ) -> None:
+        """Put a message on the link, after what the shell needs for it; request 0 for one of none."""
         if self._battery is not None:
             self._radio(now, nbytes, self.engine.power.j_per_bit_up)
-        if self._send_s:
-            self._later(now + self._send_s, self._on_link, (nbytes, then, what))
+        shell_s = self._shell.send(request)
+        if shell_s:
+            self._later(now + shell_s, self._on_link, (nbytes, then, what))
         else:
             arrives = self._up.send(now, nbytes)
             if arrives < math.inf:
@@ -254,8 +264,9 @@ class Edge:
     def _infer(self, now: float, message: tuple[int, int, int, int, int, int]) -> None:
         if message[0] != self._link.number:
             return
-        if self._cloud_s:
-            self._later(now + self._cloud_s, self._admit, message)
+        shell_s = self._shell.cloud(message[1])
+        if shell_s:
+            self._later(now + shell_s, self._admit, message)
         else:
             self._cloud.infer(now, self._session, *message)
 
@@ -268,8 +279,9 @@ class Edge:
 
     def cloud_says(self, now: float, connection: int, reply: Reply) -> None:
         """See `cloud.Client`."""
-        if self._cloud_s:
-            self._later(now + self._cloud_s, self._cloud_sends, (connection, reply))
+        shell_s = self._shell.cloud(reply.request)
+        if shell_s:
+            self._later(now + shell_s, self._cloud_sends, (connection, reply))
         else:
             self._cloud_sends(now, (connection, reply))
 
@@ -293,8 +305,9 @@ class Edge:
         self._link.heard(now)
         if self._battery is not None:
             self._radio(now, nbytes, self.engine.power.j_per_bit_down)
-        if self._receive_s:
-            self._later(now + self._receive_s, self._heard, what)
+        shell_s = self._shell.receive(message.request if type(message) is Reply else 0)
+        if shell_s:
+            self._later(now + shell_s, self._heard, what)
         else:
             hear(now, message, nbytes)
 
@@ -321,14 +334,14 @@ class Edge:
         )
 
     def _cancel_remote(self, now: float, action: CancelRemote) -> None:
-        self._transmit(now, sizes.CANCEL, self._cancel, (self._link.number, action.request))
+        self._transmit(now, sizes.CANCEL, self._cancel, (self._link.number, action.request), 0)
 
     def _cancel(self, now: float, what: tuple[int, int]) -> None:
         if what[0] == self._link.number:
             self._cloud.cancel(now, self._session, what[1])
 
     def _ping(self, now: float, action: Ping) -> None:
-        self._transmit(now, sizes.PING, self._pong, (self._link.number, now))
+        self._transmit(now, sizes.PING, self._pong, (self._link.number, now), 0)
 
     def _pong(self, now: float, ping: tuple[int, float]) -> None:
         number, sent = ping

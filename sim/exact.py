@@ -23,14 +23,17 @@ from splitedge.sim.device import Battery, scaled
 from splitedge.sim.dry_run import Watched, rehearse
 from splitedge.sim.edge import Edge, Work
 from splitedge.sim.link import Link
+from splitedge.sim.measured import Measured
 from splitedge.sim.policies import policy_for
 from splitedge.sim.rows_out import RowsOut
 from splitedge.sim.scenario import Scenario
+from splitedge.sim.shell import measured_of
 from splitedge.sim.simulation import Simulation
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import (
     CLOUD,
     EDGE,
+    SHELL,
     arrivals,
     read_arrivals,
     requests_of,
@@ -106,6 +109,9 @@ def run_exact(
     ready = policy_for(scenario.policy if given is None else given, evaluation)
     rehearse(ready, options)
     policy_of = policy if callable(policy) else lambda device: copy.deepcopy(ready)
+    measured = measured_of(scenario)
+    if measured is not None:
+        measured.check(options)
     recorded = None
     if not isinstance(scenario.work.arrivals, str):
         recorded = read_arrivals(scenario.work.arrivals)
@@ -115,7 +121,7 @@ def run_exact(
             f"{total} requests; exact mode simulates at most {MAX_REQUESTS} in one run, fleet mode more "
             "(mode = 'fleet')"
         )
-    world = _World(scenario, answers, options, policy_of, power, recorded, total, progress)
+    world = _World(scenario, answers, options, policy_of, power, recorded, measured, total, progress)
     return world.run(name, up, down)
 
 
@@ -130,6 +136,7 @@ class _World:
         policy_of: Callable[[int], Policy],
         power: PowerModel,
         recorded: Floats | None,
+        measured: Measured | None,
         total: int,
         progress: Progress | None,
     ) -> None:
@@ -139,11 +146,13 @@ class _World:
         self._policy_of = policy_of
         self._power = power
         self._recorded = recorded
+        self._measured = measured
         self._total = total
         self._progress = progress
         self._clock = Clock()
         self._out = RowsOut(scenario.reasons)
-        self._cloud = SimCloud(scenario.cloud, options, self._clock.later)
+        seconds = None if measured is None else measured.cloud(options, scenario.cloud.slower)
+        self._cloud = SimCloud(scenario.cloud, options, self._clock.later, seconds)
 
     def run(self, name: str, up: Trace, down: Trace) -> Simulation:
         """Simulate until every request has ended."""
@@ -171,6 +180,7 @@ class _World:
             rows(scenario, device, asked, len(self._answers.confidence[0])),
             stream(scenario.seed, device, EDGE).standard_normal(asked),
             stream(scenario.seed, device, CLOUD).standard_normal(asked),
+            None if self._measured is None else stream(scenario.seed, device, SHELL).standard_normal(asked),
         )
         engine = Engine(
             self._options,
@@ -187,7 +197,7 @@ class _World:
             battery = Battery(part.battery_j, part.charge, self._power)
         return Edge(
             device, engine, scenario, self._answers, work, links, self._cloud, battery,
-            self._clock.later, self._ended,
+            self._clock.later, self._ended, self._measured,
         )  # fmt: skip
 
     def _ended(self, edge: Edge, record: Record, row: int, right: bool) -> None:

@@ -24,6 +24,7 @@ from splitedge.sim.fleet_rules import ANSWER, OPTION, RULES
 from splitedge.sim.fleet_world import DEVICE, ENDED, FREE, NONE, SEEN, SLOT, Ints, World
 from splitedge.sim.link import Channel
 from splitedge.sim.scenario import Scenario
+from splitedge.sim.shell import refuse_measured
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import start_s
 
@@ -105,9 +106,11 @@ def rules_of(
     """Constants of a run.
 
     Raises:
+        ConfigError: the scenario names measured seconds.
         SimulationError: the engine's settings ask for what fleet mode has not.
     """
     engine, part, shell, channel = scenario.engine, scenario.device, scenario.shell, scenario.channel
+    refuse_measured(scenario, "fleet mode")
     for name, there in (
         ("outages", bool(channel.outages)),
         ("half_duplex", channel.half_duplex),

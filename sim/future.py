@@ -14,6 +14,7 @@ from splitedge.sim.device import Seconds, scaled
 from splitedge.sim.exact import links_of_device
 from splitedge.sim.link import Link
 from splitedge.sim.scenario import Scenario
+from splitedge.sim.shell import refuse_measured
 from splitedge.sim.traces import Trace
 from splitedge.sim.workload import CLOUD, EDGE, arrivals, read_arrivals, rows, stream
 
@@ -79,6 +80,7 @@ class Future:
         Raises:
             SplitedgeError: as `run_exact` would.
         """
+        refuse_measured(scenario, "what looks ahead")
         answers = Answers(evaluation)
         options = scaled(evaluation.table, scenario.device.slower, scenario.cloud.slower)
         recorded = None

@@ -125,12 +125,22 @@ class ShellPart(Part):
         receive_ms: on the device, from a message's last byte to the engine's hearing of it.
         cloud_ms: in the cloud, from a message's last byte to the queue, and again from a batch's end to the
             reply's first byte.
+        measured: a file of quantiles that real processes took (`measured.Measured`): shells and stages are
+            drawn from it, while engine and policy go by the option table, as a daemon goes by its bundle's.
+            The four constants above must then be 0.
     """
 
     stage_ms: Seconds = 0.0
     send_ms: Seconds = 0.0
     receive_ms: Seconds = 0.0
     cloud_ms: Seconds = 0.0
+    measured: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.measured is not None and (self.stage_ms or self.send_ms or self.receive_ms or self.cloud_ms):
+            raise ValueError("give constants in milliseconds or 'measured', not both")
+        return self
 
 
 class WorkPart(Part):
@@ -218,5 +228,8 @@ class Scenario(Part):
         work = self.work
         if isinstance(work.arrivals, Path):
             work = work.model_copy(update={"arrivals": folder / work.arrivals})
-        parts = {"deployment": folder / self.deployment, "channel": channel, "work": work}
+        shell = self.shell
+        if shell.measured is not None:
+            shell = shell.model_copy(update={"measured": folder / shell.measured})
+        parts = {"deployment": folder / self.deployment, "channel": channel, "work": work, "shell": shell}
         return self.model_copy(update=parts)

@@ -19,7 +19,7 @@ MAX_BYTES = 64 * 1024 * 1024
 
 #: Purposes of random numbers: each device draws each from a stream of its own, so that a change of one
 #: (another policy, a longer run) leaves the others as they are.
-ARRIVALS, ROWS, EDGE, CLOUD = range(4)
+ARRIVALS, ROWS, EDGE, CLOUD, SHELL = range(5)
 
 
 def stream(seed: int, device: int, purpose: int) -> np.random.Generator:

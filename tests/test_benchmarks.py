@@ -138,6 +138,8 @@ def test_fidelity_compares_request_by_request(tmp_path):
         for what, goal in (("p50, off by", 0.05), ("p95, off by", 0.10), ("joules, off by", 0.05)):
             assert figures[f"{name}: {what}"]["goal"] == goal
         assert 0.0 <= figures[f"{name}: same route decided"]["value"] <= 1.0
+        assert figures[f"{name}: same route decided, real again"]["goal"] is None
+        assert figures[f"{name}: latencies apart, real again"]["value"] > 0.0
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 1 + 2 * 60
     assert (tmp_path / "fidelity.png").stat().st_size > 10_000
 
