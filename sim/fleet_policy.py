@@ -48,8 +48,12 @@ class Seen(NamedTuple):
 
 def seen_in(rows: Floats) -> Seen:
     """What stands in the rows of `World.seen`, shape (SEEN, n): views, but for `link_up`."""
-    estimates = (rows[at : at + 3] for at in (GOODPUT, DOWNLINK, ROUND_TRIP, CLOUD_QUEUE))
-    return Seen(*estimates, rows[EDGE_WAIT], rows[LINK_UP] > 0.0, *rows[LINK_UP + 1 :])
+    up, down, rtt, queue = (rows[at : at + 3] for at in (GOODPUT, DOWNLINK, ROUND_TRIP, CLOUD_QUEUE))
+    deadline, battery, unsent, now, confidence, sunk = rows[LINK_UP + 1 :]
+    link_up = rows[LINK_UP] > 0.0
+    return Seen(
+        up, down, rtt, queue, rows[EDGE_WAIT], link_up, deadline, battery, unsent, now, confidence, sunk
+    )
 
 
 class Fleet:
