@@ -50,6 +50,7 @@ def figure(
     at_least: float | None = None,
 ) -> Figure:
     """A figure with a goal from above or below, or none. What was not measured meets no goal."""
+    value = None if value is None else float(value)  # NumPy's numbers have no word in JSON
     goal = at_most if at_most is not None else at_least
     if goal is None:
         return Figure(name, value, unit)
