@@ -190,27 +190,25 @@ def test_a_cascade_asks_the_cloud_where_the_judge_does_not_accept(world, tmp_pat
     """An edge of its own, whose judge accepts answers by what the threshold says: never, then always."""
     rng = np.random.default_rng(0)
     judge = fit_judge(rng.random((400, len(ANSWER))), np.round(rng.random(400)), np.ones(400), aim="budget")
-    port = free_port()
+    port, cloud_port, cloud_http = free_port(), free_port(), free_port()
     for threshold, mode in ((1.0, "cloud_stream"), (0.0, "local")):
         world.here.attach(Aids(judge=judge.at(threshold)))
         bundle = tmp_path / mode
         world.here.save(bundle)
-        cloud_port, cloud_http = free_port(), free_port()
-        edge = Process(
-            "edge", bundle, "--cloud", f"tcp://127.0.0.1:{cloud_port}", "--http", f"127.0.0.1:{port}",
-            "--name", "tiny", "--mode", "cascade", http=port,
-        )  # fmt: skip
-        cloud = Process(
-            "serve",
-            bundle,
-            "--listen",
-            f"tcp://127.0.0.1:{cloud_port}",
-            "--http",
-            f"127.0.0.1:{cloud_http}",
-            http=cloud_http,
-        )
-        with cloud.spawn(), edge.spawn(), world.client_of(port) as client:
-            cloud.wait_ready()
+        asked = ["edge", bundle, "--http", f"127.0.0.1:{port}", "--name", "tiny", "--mode", "cascade"]
+        with contextlib.ExitStack() as stack:
+            if mode != "local":  # the other edge has no cloud at all
+                listen = f"tcp://127.0.0.1:{cloud_port}"
+                asked += ["--cloud", listen]
+                cloud = Process(
+                    "serve", bundle, "--listen", listen, "--http", f"127.0.0.1:{cloud_http}", http=cloud_http
+                )
+                stack.enter_context(cloud.spawn())
+            edge = Process(*asked, http=port)
+            stack.enter_context(edge.spawn())
+            client = stack.enter_context(world.client_of(port))
+            if mode != "local":
+                cloud.wait_ready()
             edge.wait_ready()
             answer = client.completions.create(model="tiny", prompt="Once", max_tokens=12, temperature=0)
             wanted = world.here.generate("Once", max_tokens=12, mode=mode)
@@ -218,8 +216,7 @@ def test_a_cascade_asks_the_cloud_where_the_judge_does_not_accept(world, tmp_pat
             assert answer.choices[0].text == wanted.text and ours["mode"] == mode
             assert ours["why"].startswith("the device's answer will do with score")
             assert ours["total_s"] >= ours["ttft_s"] > 0 and (ours["bytes_up"] > 0) == (mode != "local")
-    refused = pytest.raises(openai.BadRequestError, match="a judge")
-    with refused:
+    with pytest.raises(openai.BadRequestError, match="a judge"):
         world.complete(max_tokens=4, ours={"mode": "cascade"})
 
 
