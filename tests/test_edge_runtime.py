@@ -192,10 +192,9 @@ def test_a_slow_cloud_is_overtaken_by_the_device_within_the_deadline():
         async with cloud(CloudDouble(tail_s=0.6)) as server, edge(server.endpoint) as runtime:
             start = time.monotonic()
             result = await runtime.infer(X, deadline_s=0.25)
-            assert time.monotonic() - start < 0.5
+            assert time.monotonic() - start < 0.5  # not when the cloud would have answered
             assert result.route in (Route.LOCAL, Route.EXIT)
             assert result.degraded
-            assert result.record.met
             await asyncio.sleep(0.6)  # the late reply is of no use, and does no harm
             assert runtime.in_flight == runtime.engine.in_flight == 0
 
