@@ -63,12 +63,7 @@ async function get(path) {
 """
 
 
-def page(template: str) -> str:
-    """A page with what all have in common in the place of `$style` and `$script`."""
-    return Template(template).substitute(style=_STYLE, script=_SCRIPT)
-
-
-PAGE = page("""<!doctype html>
+_FRAME = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -78,7 +73,31 @@ PAGE = page("""<!doctype html>
 $style</style>
 </head>
 <body>
-<h1 id="name">splitedge</h1>
+$body
+<noscript>This page draws itself with JavaScript; the same is in /status, /records and /metrics.</noscript>
+<script>
+"use strict";
+$common
+$script</script>
+</body>
+</html>
+"""
+
+
+def page(body: str, script: str) -> str:
+    """A page.
+
+    Args:
+        body: what is shown.
+        script: what fills it in, from `node`, `at`, `get` and the formats that all pages have.
+    """
+    return Template(_FRAME).substitute(
+        style=_STYLE, body=body.strip(), common=_SCRIPT.strip(), script=script.lstrip()
+    )
+
+
+PAGE = page(
+    """<h1 id="name">splitedge</h1>
 <p id="link" class="dim" role="status">loading</p>
 <dl id="figures"></dl>
 <h2>Routes over the last five minutes</h2>
@@ -91,11 +110,9 @@ $style</style>
 <thead><tr><th>request</th><th>route</th><th class="n">latency</th><th class="n">bytes up</th>
 <th class="n">confidence</th><th>why</th></tr></thead>
 <tbody id="rows"></tbody></table></div>
-<noscript>This page draws itself with JavaScript; the same is in /status, /records and /metrics.</noscript>
-<script>
-"use strict";
+""",
+    """
 const colours = {local: "#7a8794", exit: "#c58a1b", split: "#2a72c3", cloud: "#7d4cc4", error: "#b3261e"};
-$script
 function figures(s) {
   const r = s.requests;
   const all = [["p50", ms(r.p50_s)], ["p95", ms(r.p95_s)], ["deadlines met", part(r.met)],
@@ -149,7 +166,5 @@ async function draw() {
   setTimeout(draw, document.hidden ? 10000 : 2000);
 }
 draw();
-</script>
-</body>
-</html>
-""")
+""",
+)

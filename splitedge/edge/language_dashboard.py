@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from splitedge.edge.dashboard import page
 
-PAGE = page("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>splitedge</title>
-<style>
-$style</style>
-</head>
-<body>
-<h1 id="name">splitedge</h1>
+PAGE = page(
+    """<h1 id="name">splitedge</h1>
 <p id="link" class="dim" role="status">loading</p>
 <dl id="figures"></dl>
 <h2>Tokens of the last texts, the newest on the right</h2>
@@ -26,11 +17,8 @@ $style</style>
 <thead><tr><th>mode</th><th class="n">tokens</th><th class="n">first token</th><th class="n">a token</th>
 <th class="n">bytes up</th><th>why</th></tr></thead>
 <tbody id="rows"></tbody></table></div>
-<noscript>This page draws itself with JavaScript; the same is in /status, /records and /metrics.</noscript>
-<script>
-"use strict";
-const colours = {device: "#7a8794", "drafts found right": "#2a72c3", cloud: "#7d4cc4"};
-$script
+""",
+    """const colours = {device: "#7a8794", "drafts found right": "#2a72c3", cloud: "#7d4cc4"};
 const sum = (rows, key) => rows.reduce((a, r) => a + (r[key] || 0), 0);
 function middle(rows, key) {
   const v = rows.map(r => r[key]).filter(x => x !== null).sort((a, b) => a - b);
@@ -93,7 +81,5 @@ async function draw() {
   setTimeout(draw, document.hidden ? 10000 : 2000);
 }
 draw();
-</script>
-</body>
-</html>
-""")
+""",
+)
