@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _policy_tables import Cell, Results, draw, page, report_of, show
+from _policy_tables import RIVALS, Cell, Results, draw, page, report_of, show
 from _uplinks import Ready, Uplink, prepare, uplinks
 from cifar_deployment import DATA, ROOT, SLOWER, cifar, small
 from common import console, show_machine
@@ -38,14 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 POLICIES = (
-    "static:local",
-    "static:exit",
-    "static:split",
-    "static:cloud",
-    "latency",
-    "latency:0.05",
-    "dads",
-    "spinn",
+    *RIVALS,
     "confidence",
     "energy",
     "router",
