@@ -32,7 +32,10 @@ class LogProbs:
     def of(cls, logits: npt.NDArray[np.floating], token: int, count: int) -> LogProbs:
         """Of a token and the `count` most likely ones, from logits (vocabulary,)."""
         said = log_probabilities(logits, Sampling())
-        best = np.argsort(-said, kind="stable")[:count]
+        best = np.arange(len(said))
+        if count < len(said):  # of a large vocabulary only what is told is sorted
+            best = np.argpartition(-said, count)[:count]
+        best = best[np.lexsort((best, -said[best]))]
         return cls(float(said[token]), tuple((int(i), float(said[i])) for i in best))
 
     def pack(self) -> bytes:
