@@ -8,9 +8,7 @@ any send or receive may swallow that, so `EVENTS` is looked at again after each 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -26,6 +24,7 @@ from splitedge.errors import ConfigError
 from splitedge.http_guard import HttpLimits, HttpServer
 from splitedge.keys import AllowList, Authenticator, load_keys, require_keys, secure_server
 from splitedge.parts import CloudModel
+from splitedge.until_signal import until_signal
 
 log = logging.getLogger(__name__)
 
@@ -309,22 +308,15 @@ async def serve(
     Raises:
         ConfigError, AuthenticationError, BundleError: as `CloudServer.start`.
     """
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    server = CloudServer(models, settings, languages)
-    try:
-        await server.start()
-        gc.freeze()  # what start-up made stays; looking through it again would stop requests for tens of ms
-        if ready is not None:
-            ready(server.endpoint)
-        await stop.wait()
-        if not await server.drain(settings.drain_s):
-            left = server.host.core.in_flight + server.host.core.desk.waiting
-            log.warning("%d requests had not ended after %g s", left, settings.drain_s)
-    finally:
-        await server.stop()
-        gc.unfreeze()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    with until_signal() as told_to_end:
+        server = CloudServer(models, settings, languages)
+        try:
+            await server.start()
+            if ready is not None:
+                ready(server.endpoint)
+            await told_to_end()
+            if not await server.drain(settings.drain_s):
+                left = server.host.core.in_flight + server.host.core.desk.waiting
+                log.warning("%d requests had not ended after %g s", left, settings.drain_s)
+        finally:
+            await server.stop()

@@ -6,17 +6,15 @@ A request's way: `oip.read_request` checks the body, `EdgeRuntime.infer` answers
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
 import math
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from splitedge.edge import oip
+from splitedge.edge.announcing import announce
 from splitedge.edge.dashboard import HEADERS, PAGE
 from splitedge.edge.link import Link
 from splitedge.edge.metrics import CONTENT_TYPE, EdgeMetrics
@@ -34,10 +32,10 @@ from splitedge.errors import (
     SplitedgeError,
 )
 from splitedge.http_guard import HttpLimits, HttpServer, guarded_app
-from splitedge.keys import is_loopback
 from splitedge.parts import EdgeModel
 from splitedge.power import BatteryMeter, SystemBattery
 from splitedge.records import RecordStore
+from splitedge.until_signal import until_signal
 from splitedge.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -237,32 +235,19 @@ async def run_edge(
     if battery is None and settings.battery:
         battery = SystemBattery()
     runtime = EdgeRuntime(model, engine, link, settings=settings, records=records, battery=battery)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     api = EdgeApi(runtime, settings)
     switch_s = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        await runtime.start()
-        await api.server.start()
-        if not is_loopback(f"tcp://{settings.http}"):
-            log.warning(
-                "HTTP on %s can be reached from other machines and asks nobody who they are", settings.http
-            )
-        if ready is not None:
-            ready(api.server.url.removeprefix("http://"))
-        gc.collect()
-        gc.freeze()  # what start-up made stays; looking through it again would stop requests for tens of ms
-        await stop.wait()
-        log.info("shutting down: %d requests in flight", runtime.in_flight)
-        if not await runtime.drain(settings.drain_s):
-            log.warning("%d requests had not ended after %g s", runtime.in_flight, settings.drain_s)
-    finally:
-        await api.server.close()
-        await runtime.close()
-        sys.setswitchinterval(switch_s)
-        gc.unfreeze()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    with until_signal() as told_to_end:
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            await runtime.start()
+            await api.server.start()
+            announce(api.server, settings, ready)
+            await told_to_end()
+            log.info("shutting down: %d requests in flight", runtime.in_flight)
+            if not await runtime.drain(settings.drain_s):
+                log.warning("%d requests had not ended after %g s", runtime.in_flight, settings.drain_s)
+        finally:
+            await api.server.close()
+            await runtime.close()
+            sys.setswitchinterval(switch_s)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import time
 from collections.abc import Callable
 
+from splitedge.edge.announcing import announce
 from splitedge.edge.language import LanguageRuntime
 from splitedge.edge.openai_api import OpenAiApi, Writer
 from splitedge.edge.settings import EdgeSettings
-from splitedge.keys import is_loopback
 from splitedge.llm.text_records import TextRecordStore
+from splitedge.until_signal import until_signal
 
 log = logging.getLogger(__name__)
 
@@ -39,34 +38,21 @@ async def run_language_edge(
     """
     records = TextRecordStore(settings.records) if settings.records is not None else None
     api = OpenAiApi(writer, runtime, settings, records)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        await runtime.start()
-        await api.server.start()
-        if not is_loopback(f"tcp://{settings.http}"):
-            log.warning(
-                "HTTP on %s can be reached from other machines and asks nobody who they are", settings.http
-            )
-        if ready is not None:
-            ready(api.server.url.removeprefix("http://"))
-        gc.collect()
-        gc.freeze()
-        await stop.wait()
-        api.draining = True
-        log.info("shutting down: %d texts under way", api.in_flight)
-        end = time.monotonic() + settings.drain_s
-        while api.in_flight and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        if api.in_flight:
-            log.warning("%d texts had not ended after %g s", api.in_flight, settings.drain_s)
-    finally:
-        await runtime.close()
-        await api.server.close()
-        if records is not None:
-            records.close()
-        gc.unfreeze()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    with until_signal() as told_to_end:
+        try:
+            await runtime.start()
+            await api.server.start()
+            announce(api.server, settings, ready)
+            await told_to_end()
+            api.draining = True
+            log.info("shutting down: %d texts under way", api.in_flight)
+            end = time.monotonic() + settings.drain_s
+            while api.in_flight and time.monotonic() < end:
+                await asyncio.sleep(0.02)
+            if api.in_flight:
+                log.warning("%d texts had not ended after %g s", api.in_flight, settings.drain_s)
+        finally:
+            await runtime.close()
+            await api.server.close()
+            if records is not None:
+                records.close()
