@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from splitedge.errors import ConfigError
 from splitedge.sim.scenario import Scenario
+from splitedge.validating import parsed
 
 #: The policy that knows the future: run beside the others, so that they have something to regret.
 ORACLE = "oracle"
@@ -170,12 +171,7 @@ def vary(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
         for part in path:
             table = table[part]
         table[leaf] = value
-    try:
-        return Scenario.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"sweep: '{key}': {first['msg']}, got {first.get('input')!r}") from error
+    return parsed(Scenario, data, "sweep")
 
 
 def find_traces(patterns: Sequence[str], folder: Path = Path()) -> list[str]:
@@ -236,13 +232,9 @@ def read_sweep(path: Path) -> tuple[SweepTable | None, dict[str, list[object]]]:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        table = SweepTable.model_validate(data["sweep"]) if "sweep" in data else None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(("sweep", *(str(part) for part in first["loc"])))
-        raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
+    table = parsed(SweepTable, data["sweep"], str(path), "sweep.") if "sweep" in data else None
     if table is None:
         return None, {}
     axes = _axes(table.grid, path)

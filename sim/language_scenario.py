@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.llm.modes import MAX_DRAFTS, Mode
 from splitedge.sim.scenario import ChannelPart, Part, Positive, Seconds
+from splitedge.validating import parsed
 
 AUTO = "auto"
 
@@ -126,12 +127,7 @@ class LanguageScenario(Part):
         Raises:
             ConfigError: a key is unknown or out of range.
         """
-        try:
-            found = cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
+        found = parsed(cls, data, str(path))
         folder, channel = path.parent, found.channel
         down = None if channel.down is None else folder / channel.down
         channel = channel.model_copy(update={"up": folder / channel.up, "down": down})

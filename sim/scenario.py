@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.settings import EngineSettings
 from splitedge.sim.device_classes import CLASSES
+from splitedge.validating import parsed
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -209,12 +210,7 @@ class Scenario(Part):
         Raises:
             ConfigError: a key is unknown or out of range.
         """
-        try:
-            found = cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(f"{path}: '{key}': {first['msg']}, got {first.get('input')!r}") from error
+        found = parsed(cls, data, str(path))
         return found.beside(path.parent)
 
     def beside(self, folder: Path) -> Self:

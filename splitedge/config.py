@@ -6,14 +6,13 @@ The file has a table for each room (`[edge]`, `[cloud]`, `[engine]`, `[link]`); 
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,6 +25,7 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.settings import EngineSettings
+from splitedge.validating import refuse_unknown, unknown
 
 DEFAULT_FILE = Path("splitedge.toml")
 PREFIX = "SPLITEDGE_"
@@ -69,9 +69,9 @@ def load_settings(
     """
     path = Path(file) if file is not None else DEFAULT_FILE
     from_file = _read(path) if file is not None or path.exists() else {}
-    _refuse_unknown(from_file, Settings, str(path))
+    refuse_unknown(from_file, Settings, str(path))
     variables = _variables()
-    _refuse_unknown(variables, Settings, "environment")
+    refuse_unknown(variables, Settings, "environment")
     given = {
         section: {key: value for key, value in values.items() if value is not None}
         for section, values in (overrides or {}).items()
@@ -100,23 +100,8 @@ def _variables() -> dict[str, Any]:
     for name in os.environ:
         section = name.removeprefix(PREFIX).split("__")[0].lower()
         if name.startswith(PREFIX) and "__" in name and section not in Settings.model_fields:
-            raise ConfigError(_unknown(section, Settings, f"variable {name}"))
+            raise ConfigError(unknown(section, Settings, f"variable {name}"))
     return EnvSettingsSource(Settings)()
-
-
-def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], source: str, at: str = "") -> None:
-    for key, value in values.items():
-        if key not in model.model_fields:
-            raise ConfigError(_unknown(f"{at}{key}", model, source))
-        inner = model.model_fields[key].annotation
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            _refuse_unknown(value, inner, source, f"{at}{key}.")
-
-
-def _unknown(key: str, model: type[BaseModel], source: str) -> str:
-    near = difflib.get_close_matches(key.rpartition(".")[2], model.model_fields, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"{source}: unknown setting '{key}'.{hint} There are: {', '.join(sorted(model.model_fields))}"
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:

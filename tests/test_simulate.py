@@ -308,7 +308,7 @@ def test_flags_alone_make_a_scenario_and_unknown_keys_do_not(files, monkeypatch)
         read_scenario(None, {"deployment": "evaluation.npz"})
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_sets(["work"])
-    with pytest.raises(ConfigError, match=r"'work\.rate'"):
+    with pytest.raises(ConfigError, match=r"'work\.rate'\. Did you mean 'rate_hz'"):
         read_scenario(None, {**changes, "work.rate": 3})
     with pytest.raises(ConfigError, match="no table"):
         read_scenario(None, {**changes, "policy.x": 3})

@@ -208,7 +208,7 @@ def test_sweep_in_a_scenario_file(folder):
     assert axes["work.deadline_ms"] == [50, 100]
     assert axes["channel.up"] == [str(folder / "traces" / f"lte-{i}.csv") for i in range(2)]
     file.write_text('deployment = "e.npz"\n[channel]\nup = "x.csv"\n[sweep]\nsedes = 2\n')
-    with pytest.raises(ConfigError, match=r"study.toml: 'sweep.sedes'"):
+    with pytest.raises(ConfigError, match=r"study.toml: unknown setting 'sweep.sedes'. Did you mean 'seeds'"):
         read_sweep(file)
     file.write_text('deployment = "e.npz"\n[channel]\nup = "x.csv"\n')
     assert read_sweep(file) == (None, {})
