@@ -295,10 +295,14 @@ class EdgeSegments:
         """Check a caller's input and begin a flow.
 
         Raises:
-            CodecError: number, dtype or shape do not fit the model.
+            CodecError: number, dtype or shape do not fit the model, or a value is NaN.
         """
         tensors = as_flat(inputs, self._inputs)
         rows = rows_of(self._boundaries[0].specs, tensors, "the model's input")
+        if any(t.is_floating_point() and bool(t.isnan().any()) for t in tensors):
+            raise CodecError(
+                "the model's input holds NaN: every answer to it would be noise; look at its source"
+            )
         if rows < 1 or (rows > 1 and not self._batchable):
             most = "any number of rows from 1" if self._batchable else "exactly 1 row"
             raise CodecError(f"the model takes {most} at a time, got {rows}")

@@ -152,6 +152,13 @@ def test_inputs_that_do_not_fit_are_refused(bad):
         make_plan().edge("d" * 64).open(bad)
 
 
+def test_an_input_with_nan_is_refused_and_not_answered_by_an_exit():
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, 2, 1] = math.nan
+    with pytest.raises(CodecError, match="input holds NaN"):
+        make_plan().edge("d" * 64).open(x)
+
+
 def test_a_model_of_one_row_refuses_several():
     plan = make_plan()
     plan.batchable = False
