@@ -94,6 +94,10 @@ def test_what_can_not_be_split_is_refused_with_the_reason():
         anatomy_of(torch.nn.Linear(2, 2))
     with pytest.raises(PartitionError, match="4 blocks"):
         split_language_model(tiny("llama"), 5)
+    broken = tiny("llama")
+    broken.model.norm.weight.data.fill_(float("nan"))  # NaN differs from nothing, so it must be looked for
+    with pytest.raises(PartitionError, match="NaN: check its weights"):
+        split_language_model(broken, 2)
 
 
 def test_the_noise_depends_on_seed_and_position_alone():

@@ -221,6 +221,9 @@ def split_language_model(
 def largest_difference(model: nn.Module, head: LanguageHead, tail: LanguageTail, anatomy: Anatomy) -> float:
     """Largest difference of a logit between the halves and the model itself, over a prompt, single steps and
     a draft of random ids.
+
+    Raises:
+        PartitionError: a logit of the model is NaN, which differs from nothing.
     """
     generator = torch.Generator().manual_seed(0)
     total = min(sum(_PROBE), anatomy.context)
@@ -236,6 +239,10 @@ def largest_difference(model: nn.Module, head: LanguageHead, tail: LanguageTail,
         found = tail(head(part, positions, cache, mask), positions, cache, mask)
         told = model(input_ids=part, past_key_values=theirs, use_cache=True)
         theirs = told.past_key_values
+        if told.logits.isnan().any():
+            raise PartitionError(
+                f"{type(model).__name__} gives logits that are NaN: check its weights and dtype"
+            )
         worst = max(worst, float((found - told.logits).abs().max()))
         at += count
     return worst
