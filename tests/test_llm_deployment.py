@@ -118,7 +118,7 @@ def test_what_can_not_be_is_refused(pair):
         pair.generate([97], max_tokens=1)
     with pytest.raises(RequestError, match="at least one token"):
         pair.generate([], max_tokens=1)
-    with pytest.raises(ValueError, match="telepathy"):
+    with pytest.raises(ConfigError, match="no mode 'telepathy'; there are auto"):
         pair.generate([1], mode="telepathy")
     with pytest.raises(RequestError, match="can not write in the mode 'split'"):
         pair.generate([1], mode="split")

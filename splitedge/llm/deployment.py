@@ -43,7 +43,7 @@ from splitedge.llm.happenings import Emit, Fail, Finish
 from splitedge.llm.language_plan import IDS, CloudHalf, LanguagePlan
 from splitedge.llm.loops import Here, Looped, Running, forward
 from splitedge.llm.measured import Measured, costs_of
-from splitedge.llm.modes import Mode, OnLoss, Rule, Way
+from splitedge.llm.modes import Mode, OnLoss, Rule, Way, mode_named
 from splitedge.llm.per_query import CASCADE, ROUTE, accepted, cascade, judge_of, routed
 from splitedge.llm.plan import Choice, Costs, Objective, choose_mode
 from splitedge.llm.router import QueryRouter, Routed
@@ -303,10 +303,10 @@ class LanguageDeployment:
         """How a text of so many tokens would be written now, and why; the arguments are those of `stream`.
 
         Raises:
-            ValueError: there is no such mode.
+            ConfigError: there is no such mode.
         """
         if mode != AUTO:
-            return self._way(Mode(mode), drafts, on_loss, rule), "asked for"
+            return self._way(mode_named(mode), drafts, on_loss, rule), "asked for"
         choice = self.choose(prompt, max_tokens, objective)
         return self._way(choice.best.mode, choice.best.drafts or drafts, on_loss, rule), choice.why
 

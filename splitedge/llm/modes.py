@@ -61,6 +61,17 @@ OnLoss = Literal["wait", "local"]
 MAX_DRAFTS = 64
 
 
+def mode_named(name: str) -> Mode:
+    """The mode of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in list(Mode):
+        raise ConfigError(f"there is no mode '{name}'; there are auto, route, cascade, {', '.join(Mode)}")
+    return Mode(name)
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """A mode with its numbers.
