@@ -65,10 +65,13 @@ class _Known:
 
 def rejection(bench: Shared) -> None:
     """The law of the first two tokens against the exact one, then acceptance and bytes beside coupling."""
-    tests, seeds = (3, 500) if bench.quick else (20, 2000)
+    tests, seeds = (1, 2000) if bench.quick else (20, 2000)
     target, draft = _Known(bench.target), _Known(bench.draft)
     cases = _uncertain(target, bench.prompts(200), tests, seeds // 10)
     tests = len(cases)  # a random model may have fewer
+    if not cases:
+        bench.report.notes.append("behind no prompt there was enough to be judged: rejection was not tested")
+        return
 
     def p_values(seeds: int) -> list[float]:
         return [
@@ -83,8 +86,9 @@ def rejection(bench: Shared) -> None:
     add("rejection: prompts, each with its own test", tests, "tests")
     add("rejection: texts a prompt", seeds, "texts")
     add("rejection: least p-value, times the tests", min(1.0, min(found) * tests), "p", at_least=0.01)
-    add("rejection: p-values uniform (Kolmogorov-Smirnov)", stats.kstest(found, "uniform").pvalue, "p",
-        at_least=0.01)  # fmt: skip
+    if tests > 4:
+        uniform = stats.kstest(found, "uniform").pvalue
+        add("rejection: p-values uniform (Kolmogorov-Smirnov)", uniform, "p", at_least=0.01)
     with mock.patch.object(rule, "acceptance", lambda p, table: np.ones(len(table.ids))):
         wrong = max(p_values(seeds // 10))
     add("rejection: greatest p-value of a rule that keeps every draft, a tenth of the texts", wrong, "p",

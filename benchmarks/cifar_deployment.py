@@ -87,8 +87,13 @@ def cifar(folder: Path, data: Path = DATA) -> Made:
     return made
 
 
-def small(folder: Path) -> Made:
-    """The same kind of deployment for scikit-learn's digits: one exit, a bottleneck, WebP; in seconds."""
+def small(folder: Path, webp: tuple[str, dict[str, list[int]]] | None = WEBP) -> Made:
+    """The same kind of deployment for scikit-learn's digits: one exit, a bottleneck, WebP; in seconds.
+
+    Args:
+        folder: where it is kept.
+        webp: of the input; None for no such options.
+    """
     data = digits()
     rows = data.test[0][:SMALL], data.test[1][:SMALL]
     made = Made(folder / "bundle", folder / "evaluation.npz", rows)
@@ -99,7 +104,7 @@ def small(folder: Path) -> Made:
             data.train[0][:32],
             exits="stem",
             codec={"stem": "bottleneck:channels=2,bits=2"},
-            input_codec=WEBP,
+            input_codec=webp,
         ) as deployment:
             deployment.fit(data.train, data.val, schedule=Schedule(epochs=4, batch_size=64, progress=False))
             _keep(deployment, made)
