@@ -67,8 +67,7 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--repeats",
         type=int,
-        default=2,
-        help="real runs of each uplink: how far they are from each other",
+        help="real runs of each uplink, which show how far they are from each other: 2, quick 1",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write fidelity.png and requests.csv here")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the table into this Markdown page")
@@ -112,7 +111,9 @@ def main() -> None:
         found = []
         for name, channel in parts:
             told(name)
-            one = Residuals.of(name, *bench.pair(channel, asked, measured, 1 if args.quick else args.repeats))
+            one = Residuals.of(
+                name, *bench.pair(channel, asked, measured, args.repeats or (1 if args.quick else 2))
+            )
             found.append(one)
             told(f"  simulated: {one.simulated.first_apart()}")
             for again in one.again:
