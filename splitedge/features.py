@@ -39,6 +39,8 @@ NAMES = (
 )
 #: Longer sides are thinned out to at most this many samples.
 MOST = 64
+#: No value counts as larger than this, so that squares and sums of values stay finite.
+LARGEST = np.float32(1e15)
 _BINS = 16
 _EPS = np.float32(1e-6)
 
@@ -108,7 +110,7 @@ def _thin(values: npt.NDArray[Any]) -> Floats:
     floats = x.astype(np.float32)
     if values.dtype == np.uint8:
         floats /= np.float32(255.0)
-    return np.nan_to_num(floats, posinf=0.0, neginf=0.0)
+    return np.clip(np.nan_to_num(floats, posinf=0.0, neginf=0.0), -LARGEST, LARGEST)
 
 
 def _half(side: int) -> slice:

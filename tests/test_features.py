@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from doubler import EXIT, LOCAL, EdgeDouble
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -32,6 +32,7 @@ def named(values):
         elements={"allow_nan": True, "allow_infinity": True},
     )
 )
+@example(np.array([[-3.0423614e31, 3.4028233e38]], np.float32))
 @settings(max_examples=100, deadline=None)
 def test_any_input_gives_finite_numbers_row_by_row(values):
     with np.errstate(all="ignore"):
