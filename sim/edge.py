@@ -328,9 +328,10 @@ class Edge:
             why = reply.refusal, reply.message, reply.retry_after_s
             self._feed(now, Refused(request, attempt, *why))
             return
-        offset = self._offset
-        offset.observe(sent, reply.received_s, reply.sent_s, now)
-        up_s, down_s = offset.one_way(sent, reply.received_s, reply.sent_s, now)
+        offset, inside_s = self._offset, self._shell.stamped(request)
+        received, sent_back = reply.received_s - inside_s, reply.sent_s + inside_s
+        offset.observe(sent, received, sent_back, now)
+        up_s, down_s = offset.one_way(sent, received, sent_back, now)
         sure = self._answers.confidence[reply.option][self._rows[request - 1]]
         self._feed(
             now, Replied(request, attempt, up_s, down_s, reply.queue_s, 0.0, reply.tail_s, nbytes, sure)
