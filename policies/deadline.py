@@ -17,7 +17,7 @@ from splitedge.policy_argument import read_argument
 _FITS, _NONE_FITS, _SCOUTS = 0, 1, 2
 #: An option with a smaller chance than this is not predicted to answer in time.
 _LIKELY = 0.5
-TOLERANCE = 0.005
+TOLERANCE = 0.003
 
 
 class Deadline(Policy):
