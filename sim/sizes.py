@@ -24,8 +24,6 @@ BEAT, BEAT_BACK = 42, 40
 GREETING_PARTS = 10, 1, 53
 #: CURVE (RFC 26): HELLO and WELCOME, INITIATE and READY; the last two with socket type and identity.
 HANDSHAKE = 202, 170, 301, 67
-#: What fleet mode sends each way before the hello.
-GREETING = 64 + 44
 
 
 def refuse(kind: Refusal, message: str) -> int:

@@ -61,12 +61,7 @@ def test_the_modes_agree(policy, trace):
     [
         {"work": {"requests": 60, "arrivals": "poisson", "rate_hz": 8.0}},
         {"work": {"requests": 40, "deadline_ms": None, "rate_hz": 4.0}},
-        pytest.param(
-            {"channel": {"cuts": ((0.8, 1.4),)}},
-            marks=pytest.mark.xfail(
-                strict=True, reason="fleet mode still comes back in two round trips, exact mode in 4.5"
-            ),
-        ),
+        {"channel": {"cuts": ((0.8, 1.4),)}},
         {"cloud": {"slower": 4.0, "per_row": 0.3}},
         {"shell": {"stage_ms": 0.4, "send_ms": 0.3, "receive_ms": 0.2, "cloud_ms": 0.5}},
         {"device": {"count": 3, "power": "phone-lte", "battery_j": 60.0, "charge": 0.9}},
