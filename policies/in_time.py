@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from splitedge.paths import EQUAL
 from splitedge.policies.latency import known_accuracy
@@ -11,15 +11,16 @@ from splitedge.policies.terms import Local, Remote, terms_of
 from splitedge.policy import Observation, Option, edge_left, joules_of_tail, where
 
 #: Student's t with 2 degrees of freedom has its 95th percentile at 2.92 and a closed form.
-_T95 = 2.92
+_T95: Final = 2.92
 #: A channel is seldom much faster than its mean: below it the spread is so many times narrower.
-_EARLY = 1.5
-_FAR = 1e9
-_LEAST = 1e-12  # seconds squared: a spread of nothing
+_EARLY: Final = 1.5
+_FAR: Final = 1e9
+_LEAST: Final = 1e-12  # seconds squared: a spread of nothing
 _UNKNOWN = (math.nan,) * 5
 #: Of accuracy: what a second of an idle device is worth to the requests behind, and how much more for every
 #: second that is queued there already. Without the latter a policy fills a device that has no time left.
-BUSY, CROWDED = 0.1, 20.0
+BUSY: Final = 0.1
+CROWDED: Final = 20.0
 
 
 def accuracy_here(option: Option, obs: Observation) -> Any:
