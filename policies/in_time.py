@@ -117,7 +117,8 @@ class Prospects:
         cost: Any = 0.0
         busy: Any = 0.0
         surely: Any = 0.0
-        for i, option, edge_s, most_s, right in local:
+        for i, option, edge_s, most_s, usual in local:
+            right: Any = usual
             if obs.exit < 0:
                 edge, most = edge_s * rows, most_s * rows
             else:
@@ -151,7 +152,8 @@ class Prospects:
         squares = delay * delay + queued * queued
         watts, j_up, j_down = obs.joules_per_edge_s, obs.joules_per_bit_up, obs.joules_per_bit_down
         tail = joules_of_tail(obs)
-        for i, option, edge_s, most_s, right, cloud_s, slow_s, bytes_up, bytes_most, bytes_down in remote:
+        for i, option, edge_s, most_s, usual, cloud_s, slow_s, bytes_up, bytes_most, bytes_down in remote:
+            right: Any = usual
             if obs.exit < 0:
                 edge, most = edge_s * rows, most_s * rows
             else:
