@@ -51,5 +51,5 @@ def check_machine_code(package: Path) -> None:
         if not source.exists() or hashlib.sha256(source.read_bytes()).hexdigest() != digest:
             raise ConfigError(
                 f"{source} is not the text that was compiled, and the machine code beside it would run in "
-                "its place; install again with SPLITEDGE_COMPILE=1 for machine code, without it for plain Python"
+                "its place; install again, with SPLITEDGE_COMPILE=1 for machine code or without it"
             )
