@@ -17,7 +17,7 @@ _DTYPES: dict[str, npt.DTypeLike] = {"int": np.int64, "float": np.float64, "bool
 _TEXTS = tuple(field.name for field in fields(Record) if field.type == "str" and field.name != "reason")
 _NUMBERS = {field.name: _DTYPES[str(field.type)] for field in fields(Record) if str(field.type) in _DTYPES}
 
-_values = attrgetter(*_NUMBERS, *_TEXTS)
+_VALUE = {name: attrgetter(name) for name in (*_NUMBERS, *_TEXTS)}
 
 
 class _Words(dict[str, int]):
@@ -76,11 +76,12 @@ class RowsOut:
         records, words = self._records, self._words
         if not records:
             return
-        columns = dict(zip((*_NUMBERS, *_TEXTS), zip(*map(_values, records), strict=True), strict=True))
+        count = len(records)
         for name, dtype in _NUMBERS.items():
-            self._chunk(name, np.fromiter(columns[name], dtype, len(records)))
+            self._chunk(name, np.fromiter(map(_VALUE[name], records), dtype, count))
         for name in _TEXTS:
-            self._chunk(name, np.fromiter(map(words.__getitem__, columns[name]), np.int32, len(records)))
+            numbers = map(words.__getitem__, map(_VALUE[name], records))
+            self._chunk(name, np.fromiter(numbers, np.int32, count))
         device, row, right = zip(*self._mine, strict=True)
         self._chunk("device", np.array(device, np.int64))
         self._chunk("row", np.array(row, np.int64))

@@ -97,15 +97,9 @@ def test_machine_code_simulates_every_row_as_python_does(tmp_path):
 
     def simulated(where: str = "") -> list[str]:
         command = [sys.executable, "-c", SIMULATES, str(ROOT / "benchmarks")]
-        text = subprocess.run(
-            command,
-            env=os.environ | {"PYTHONPATH": where},
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return text.stdout.split(maxsplit=1)
+        env = os.environ | {"PYTHONPATH": where}
+        done = subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.split(maxsplit=1)
 
     plain, compiled = simulated(), simulated(str(site))
     assert (plain[1].strip(), compiled[1].strip()) == ("plain Python", "machine code")
