@@ -30,6 +30,8 @@ MODULES = """
     splitedge/sim: answers cloud connection curves device edge exact link rows_out shell
 """
 
+TRANSLATOR = "mypy>=2.4"  # brings mypyc
+
 #: What is not compiled and has no part in the arithmetic is not looked into.
 MYPY = """
 [mypy]
@@ -53,8 +55,10 @@ def sources() -> list[str]:
 
 def compile_in(folder: Path) -> None:
     """Put the machine code of `sources()` beside them, and say of which text it is."""
-    from mypyc.build import mypycify
-
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        raise SystemExit(f"SPLITEDGE_COMPILE=1 needs mypyc: pip install '{TRANSLATOR}'") from None
     for old in folder.rglob("*.*"):  # of an earlier build in the same folder
         if old.suffix in (".so", ".pyd"):
             old.unlink()
@@ -106,5 +110,5 @@ else:
     setup(
         cmdclass={"build_py": CompiledBuild, "editable_wheel": NoEditable},
         distclass=CompiledDistribution,
-        setup_requires=["mypy>=1.19", "numpy>=1.26"],
+        setup_requires=[TRANSLATOR, "numpy>=1.26"],
     )

@@ -14,7 +14,7 @@ from splitedge.policies.worth_most import NONE_FITS, SCOUTS, worth_most
 from splitedge.policy import Decision, Observation, Policy, latency_mean
 from splitedge.policy_argument import read_argument
 
-TOLERANCE = 0.005
+TOLERANCE = 0.003
 
 
 class Deadline(Policy):

@@ -131,7 +131,7 @@ def _fits(scenario: Scenario, rows_bytes: int) -> None:
     Raises:
         SimulationError: with what it needs, what there is and what to do.
     """
-    window = 3 * 8 * scenario.link.count * QUANTITIES
+    window = (3 * 4 + 2) * scenario.link.count * QUANTITIES
     state = DEVICE.itemsize + QUANTITIES * QUANTITY.itemsize + window + 3 * SLOT.itemsize + 6 * ENDED.itemsize
     need = scenario.device.count * (state + _AHEAD) + rows_bytes
     there = psutil.virtual_memory().available

@@ -27,39 +27,40 @@ _RATE, _SECONDS = (1e3, 1e12), (1e-6, 1e4)
 _LN2 = math.log(2.0)
 _EPOCH_S = 1000.0
 
-#: One quantity of one device; logarithms where the name begins with `log`.
+#: One quantity of one device; logarithms where the name begins with `log`. What an estimate reads stands first:
+#: two lines of the processor's cache.
 QUANTITY = np.dtype(
     [
-        ("moving", "f8"),  # EWMA
-        ("moving_weight", "f8"),
-        ("weight", "f8"),  # of the samples in the window
-        ("newest", "f8"),
-        ("epoch", "f8"),
-        ("count", "i8"),
-        ("stale", "i8"),  # whether the logs of the evidence are to be taken anew
         ("at", "f8"),  # second of the estimate kept, -inf for none
         ("kept", "f8"),  # mean, low, high
         ("kept_low", "f8"),
         ("kept_high", "f8"),
+        ("weight", "f8"),  # of the samples in the window
+        ("newest", "f8"),
+        ("stale", "i8"),  # whether the logs of the evidence are to be taken anew
+        ("noise", "f8"),  # of the whole link, kept with the round trip
         ("log_mean", "f8"),  # the evidence alone
         ("log_low", "f8"),
         ("log_high", "f8"),
+        ("log_usual", "f8"),
+        ("log_usual_low", "f8"),
+        ("log_usual_high", "f8"),
+        ("min_last", "f8"),  # windows of the least delay: half a ping (RTT), one-packet messages (UP, DOWN)
+        ("min_now", "f8"),
+        ("min_since", "f8"),
+        ("moving", "f8"),  # EWMA
+        ("moving_weight", "f8"),
+        ("epoch", "f8"),
+        ("first", "i8"),  # place in the window of the oldest sample
+        ("count", "i8"),
         ("usual_mean", "f8"),  # what is usual: log-normal
         ("usual_variance", "f8"),
         ("usual_weight", "f8"),
         ("usual_at", "f8"),
-        ("log_usual", "f8"),
-        ("log_usual_low", "f8"),
-        ("log_usual_high", "f8"),
         ("least", "f8"),  # limits of a sample
         ("most", "f8"),
         ("z", "f8"),
         ("tail", "f8"),
-        # The windows of the least delay: half a ping (RTT), one-packet messages (UP, DOWN).
-        ("min_since", "f8"),
-        ("min_last", "f8"),
-        ("min_now", "f8"),
-        ("noise", "f8"),  # of the whole link, kept with the round trip
     ],
     align=True,
 )
@@ -86,13 +87,15 @@ class Estimators(NamedTuple):
 
     Attributes:
         quantity: record array of `QUANTITY`, shape (devices * 4,).
-        window: samples by rising value, the rows value, weight, second since `epoch`, float32: shape
+        window: samples in a ring, the rows value, weight, second since `epoch`, float32: shape
             (devices * 4, 3, count). Single precision, for it is what the caches are too small for.
+        order: places in the ring by rising value, uint16 (devices * 4, count).
         habits: record array of SETTINGS, shape (1,).
     """
 
     quantity: Any
     window: Any
+    order: Any
     habits: Any
 
 
@@ -127,6 +130,7 @@ def estimators(devices: int, settings: EstimatorSettings) -> Estimators:
     return Estimators(
         quantity.reshape(-1).view(np.recarray),
         np.zeros((devices * QUANTITIES, 3, settings.count), np.float32),
+        np.zeros((devices * QUANTITIES, settings.count), np.uint16),
         np.array([habits], SETTINGS).view(np.recarray),
     )
 
@@ -143,38 +147,46 @@ def _begin(column: Any, prior: Prior, limits: tuple[float, float], z: float) -> 
 
 
 @inner
-def _put(e: Any, q: Any, window: Any, now: float, value: float, weight: float) -> None:
-    """A sample into the sorted window; those too many or too old leave it."""
-    values, weights, seconds = window[0], window[1], window[2]
-    n = q.count
+def _put(e: Any, at: int, now: float, value: float, weight: float) -> None:
+    """A sample into the window; those too many or too old leave it."""
+    q = e.quantity[at]
+    values, weights, seconds = e.window[at, 0], e.window[at, 1], e.window[at, 2]
+    order = e.order[at]
+    room = e.habits[0].samples
+    n, first = q.count, q.first
     if now - q.epoch > _EPOCH_S:
-        for i in range(n):
+        for i in range(room):
             seconds[i] -= np.float32(now - q.epoch)
         q.epoch = now
-    while n > 0:
-        oldest = 0
-        for i in range(1, n):
-            if seconds[i] < seconds[oldest]:
-                oldest = i
-        if n < e.habits[0].samples and seconds[oldest] >= now - q.epoch - e.habits[0].window_s:
-            break
-        q.weight -= weights[oldest]
+    since = now - q.epoch - e.habits[0].window_s
+    while n > 0 and (n == room or seconds[first] < since):
+        rank = 0
+        while order[rank] != first:
+            rank += 1
+        q.weight -= weights[first]
         n -= 1
-        for i in range(oldest, n):
-            values[i], weights[i], seconds[i] = values[i + 1], weights[i + 1], seconds[i + 1]
-    place = n
-    while place > 0 and values[place - 1] > value:
-        before = place - 1
-        values[place], weights[place], seconds[place] = values[before], weights[before], seconds[before]
-        place -= 1
+        for i in range(rank, n):
+            order[i] = order[i + 1]
+        first += 1
+        if first == room:
+            first = 0
+    place = first + n
+    if place >= room:
+        place -= room
     values[place], weights[place], seconds[place] = value, weight, now - q.epoch
-    q.count = n + 1
+    rank = n
+    while rank > 0 and values[order[rank - 1]] > value:
+        order[rank] = order[rank - 1]
+        rank -= 1
+    order[rank] = place
+    q.count, q.first = n + 1, first
     q.weight = weights[place] + (0.0 if n == 0 else q.weight)
 
 
 @inner
-def _observe(e: Any, q: Any, window: Any, now: float, value: float, weight: float) -> None:
+def _observe(e: Any, at: int, now: float, value: float, weight: float) -> None:
     """Take a sample of a quantity: what is usual, the window, the moving mean."""
+    q = e.quantity[at]
     value = min(q.most, max(q.least, value))
     usual = weight * min(1.0, max(0.0, now - q.usual_at) / _SPREAD_S)
     q.usual_at = now
@@ -190,7 +202,7 @@ def _observe(e: Any, q: Any, window: Any, now: float, value: float, weight: floa
         q.log_usual_high = q.usual_mean + wide
     gap = max(0.0, now - q.newest)
     weight *= min(1.0, max(_LEAST_SHARE, gap / _CLUSTER_S))
-    _put(e, q, window, now, value, weight)
+    _put(e, at, now, value, weight)
     if q.moving_weight == 0.0:
         q.moving = value
     else:
@@ -203,22 +215,23 @@ def _observe(e: Any, q: Any, window: Any, now: float, value: float, weight: floa
 
 
 @inner
-def _summarise(q: Any, window: Any) -> None:
+def _summarise(e: Any, at: int) -> None:
     """Logarithms of mean, low and high of the evidence."""
-    values, weights = window[0], window[1]
+    q = e.quantity[at]
+    values, weights, order = e.window[at, 0], e.window[at, 1], e.order[at]
     share = q.tail * q.weight
     last = q.count - 1
-    i, total = 0, weights[0]
+    i, total = 0, weights[order[0]]
     while total < share and i < last:
         i += 1
-        total += weights[i]
-    j, total = last, weights[last]
+        total += weights[order[i]]
+    j, total = last, weights[order[last]]
     while total < share and j > 0:
         j -= 1
-        total += weights[j]
+        total += weights[order[j]]
     q.log_mean = math.log(q.moving)
-    q.log_low = math.log(min(values[i], q.moving))
-    q.log_high = math.log(max(values[j], q.moving))
+    q.log_low = math.log(min(values[order[i]], q.moving))
+    q.log_high = math.log(max(values[order[j]], q.moving))
     q.stale = 0
 
 
@@ -240,7 +253,7 @@ def estimate(e: Any, at: int, now: float) -> tuple[float, float, float]:
         if q.weight <= 0.0:
             return math.exp(q.log_usual), math.exp(q.log_usual_low), math.exp(q.log_usual_high)
         if q.stale == 1:
-            _summarise(q, e.window[at])
+            _summarise(e, at)
         trust = _trust(e, q, now)
         q.at = now
         q.kept = math.exp(q.log_usual + trust * (q.log_mean - q.log_usual))
@@ -261,7 +274,7 @@ def observe_rtt(e: Any, device: int, now: float, rtt_s: float) -> None:
     """A ping came back."""
     at = QUANTITIES * device + RTT
     q = e.quantity[at]
-    _observe(e, q, e.window[at], now, rtt_s, 1.0)
+    _observe(e, at, now, rtt_s, 1.0)
     _observe_least(q, now, rtt_s)
     _, low, high = estimate(e, at, now)
     q.noise = max(e.habits[0].noise_s, 0.5 * (high - low))
@@ -281,14 +294,14 @@ def observe_exchange(
     share = bits_s / seconds
     least = min(q.min_now, q.min_last)
     if least < np.inf and share < 1.0:
-        _observe(e, q, e.window[first + RTT], now, max(seconds - bits_s, least), (1.0 - share) ** 2)
+        _observe(e, first + RTT, now, max(seconds - bits_s, least), (1.0 - share) ** 2)
 
 
 @inner
 def observe_queue(e: Any, device: int, now: float, seconds: float) -> None:
     """A request waited in the cloud."""
     at = QUANTITIES * device + QUEUE
-    _observe(e, e.quantity[at], e.window[at], now, seconds, 1.0)
+    _observe(e, at, now, seconds, 1.0)
 
 
 @inner
@@ -299,7 +312,7 @@ def observe_stall(e: Any, device: int, now: float, nbytes: float, elapsed: float
     at = QUANTITIES * device + UP
     bound = 8.0 * nbytes / elapsed
     if bound < estimate(e, at, now)[0]:
-        _observe(e, e.quantity[at], e.window[at], now, bound, 1.0)
+        _observe(e, at, now, bound, 1.0)
 
 
 @inner
@@ -317,10 +330,10 @@ def observe_transfer(e: Any, device: int, way: int, now: float, nbytes: float, s
     if transmission < e.habits[0].noise_s:
         bound = 8.0 * nbytes / e.habits[0].noise_s
         if bound > estimate(e, at, now)[0]:
-            _observe(e, q, e.window[at], now, bound, nbytes / (nbytes + e.habits[0].small_bytes))
+            _observe(e, at, now, bound, nbytes / (nbytes + e.habits[0].small_bytes))
         return
     signal = transmission / ping.noise
     signal *= signal
     weight = nbytes / (nbytes + e.habits[0].small_bytes) * signal / (1.0 + signal)
     if weight >= _LEAST_WEIGHT:
-        _observe(e, q, e.window[at], now, 8.0 * nbytes / transmission, weight)
+        _observe(e, at, now, 8.0 * nbytes / transmission, weight)

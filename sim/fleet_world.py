@@ -183,7 +183,7 @@ class World(NamedTuple):
         clock: see HORIZON and the names beside it.
         busy: second at which each executor is free, a heap.
         links: record array of LINK: up at 2 i, down at 2 i + 1; one pair for a shared cell.
-        quantity, window, habits: the estimators of all devices: fields of `Estimators`.
+        quantity, window, order, habits: the estimators of all devices: fields of `Estimators`.
         seen: what the policy sees of the requests asked about, shape (SEEN, devices); see `Seen`.
         batch: room for the requests of a batch.
         due, due_at: room to put requests in order of time, shape (2, as many as `pools` has).
@@ -206,6 +206,7 @@ class World(NamedTuple):
     links: Any
     quantity: Any
     window: Any
+    order: Any
     habits: Any
     seen: Floats
     batch: Ints

@@ -203,7 +203,7 @@ def test_a_chance_is_one_and_rises_with_the_time_left(d):
 
 
 def test_deadline_gives_up_accuracy_only_as_far_as_time_forces_it():
-    names = [chosen(Deadline(), observe(deadline_s=s)).route for s in (1.0, 0.060, 0.012, 0.006)]
+    names = [chosen(Deadline(0.005), observe(deadline_s=s)).route for s in (1.0, 0.060, 0.012, 0.006)]
     assert names == [Route.SPLIT, Route.SPLIT, Route.EXIT, Route.EXIT]
 
 
@@ -242,7 +242,7 @@ def test_deadline_spares_the_device_for_the_requests_behind():
 
 def test_deadline_explains_with_numbers():
     obs = observe(deadline_s=0.5)
-    policy = Deadline()
+    policy = Deadline(0.005)
     text = policy.explain(obs, policy.decide(obs))
     assert text.startswith("split:a/int8:0 is worth most with 500.0 ms left, or as much for fewer joules")
     assert "right in 93.0%" in text
