@@ -1,4 +1,4 @@
-"""What a low battery changes: joules and right answers of `deadline` and `mpc`, beside a full one.
+"""What a low battery changes: joules and right answers of `deadline`, `mpc` and `energy`, beside a full one.
 
     python benchmarks/battery.py
 
@@ -32,6 +32,7 @@ OPTIONS = (
     ),
 )  # fmt: skip
 ROWS, SECONDS = 1000, 60
+POLICIES = ("deadline", "mpc", "energy")
 CHARGES = (0.15, 0.04)
 RATES_HZ, DEADLINES_MS = (1.0, 4.0, 10.0), (100.0, 150.0, 300.0)
 MOST = 1.02  # joules on the average, over those with a full battery: as many, but for draws
@@ -82,7 +83,7 @@ def main() -> None:
     table = Table(title="joules over those with a full battery", title_justify="left")
     for column in ("policy", "charge", "requests/s", "deadline", "average", "worst drive", "right in time"):
         table.add_column(column, justify="left" if column == "policy" else "right")
-    cells = [(p, r, d) for p in ("deadline", "mpc") for r in rates for d in deadlines]
+    cells = [(p, r, d) for p in POLICIES for r in rates for d in deadlines]
     worst: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for policy, rate, deadline in track(cells, "simulating", transient=True, console=console):
         full, right = drives(policy, 1.0, rate, deadline, seeds)

@@ -11,8 +11,19 @@ from splitedge.errors import PolicyError
 from splitedge.policies.battery import CRITICAL, CRITICAL_TOLERANCE, LOW, LOW_TOLERANCE, Battery
 from splitedge.policies.budget import Budget, Lifetime, PerRequest, Share
 from splitedge.policies.latency import known_accuracy, within_reach
+from splitedge.policies.saving import cheaper
 from splitedge.policies.scout import check_scout, scout, scouts_now
-from splitedge.policy import Decision, Observation, Option, Policy, joules, latency_mean, latency_q95, where
+from splitedge.policy import (
+    Decision,
+    Observation,
+    Option,
+    Policy,
+    joules,
+    joules_of_tail,
+    latency_mean,
+    latency_q95,
+    where,
+)
 from splitedge.policy_argument import read_argument
 from splitedge.record import Record
 
@@ -82,6 +93,7 @@ class Energy(Policy):
         self.battery = Battery(self.name, low, low_tolerance, critical, critical_tolerance)
         #: Joules spent over the budget so far, a float or of shape (N,).
         self.owed: Any = 0.0
+        self._asked_s: Any = None  # second of the last arrival
 
     @classmethod
     def parse(cls, argument: str | None) -> Self:
@@ -99,7 +111,7 @@ class Energy(Policy):
         reach = [within_reach(obs, option.remote) for option in obs.options]
         seconds = [latency_q95(option, obs) for option in obs.options]
         if obs.exit < 0:
-            self.budget.see(_of_best(utility, cost, reach))
+            self.budget.see(_of_best(utility, self._if_always(obs, cost), reach))
         usual = self.budget.usual()
         price = self.owed / usual / usual
         scores = [self.v * u - price * j for u, j in zip(utility, cost, strict=True)]
@@ -107,8 +119,7 @@ class Energy(Policy):
         tolerance = self.battery.tolerance(0.0, obs.battery)
         if np.any(tolerance > 0.0):
             near = [r & (u >= top_u - tolerance) for r, u in zip(reach, utility, strict=True)]
-            cheapest, _, _ = _greatest([-j for j in cost], near, seconds, utility)
-            best = where(tolerance > 0.0, cheapest, best)
+            best = where(tolerance > 0.0, cheaper(obs, cost, seconds, near, best), best)
         answers = where(self.battery.is_critical(obs.battery), False, _answers(obs, seconds))
         due = answers & within_reach(obs, True) & scouts_now(obs, self.scout_s)
         if due is False:
@@ -116,6 +127,17 @@ class Energy(Policy):
         worth = [self.v * known_accuracy(o, obs) - price * j for o, j in zip(obs.options, cost, strict=True)]
         sent = scout(obs, best, due, worth, top)
         return Decision(where(sent >= 0, sent, best), where(sent >= 0, _SCOUTS, _BEST))
+
+    def _if_always(self, obs: Observation, cost: list[Any]) -> list[Any]:
+        """Joules of each option if every request were sent: then the radio's tail lasts from one to the next,
+        however long it has slept by now. A budget that is a share of what the best costs would else grow with
+        every request kept on the device.
+        """
+        gap = obs.tail_s if self._asked_s is None else obs.t_s - self._asked_s
+        gap = where(gap > 0.0, where(gap < obs.tail_s, gap, obs.tail_s), 0.0)
+        self._asked_s = obs.t_s
+        instead = obs.tail_w * gap - joules_of_tail(obs)
+        return [one + instead if o.remote else one for o, one in zip(obs.options, cost, strict=True)]
 
     def learn(self, record: Record) -> None:
         """Owe what the request cost above what it was allowed."""

@@ -134,6 +134,7 @@ class Edge:
         self._head: dict[int, float] = {}  # seconds of the head that were run, by request
         self._encoded: dict[int, int] = {}  # option encoded last
         self._sent: dict[tuple[int, int], float] = {}  # when each attempt was sent
+        self._leaves_at = self._hears_at = 0.0  # one loop: a slow message holds up those behind it
         self._offset = ClockOffset()
         self._events: deque[Event] = deque()
         self._wakes_at = math.inf
@@ -253,7 +254,8 @@ class Edge:
             self._radio(now, nbytes, self.engine.power.j_per_bit_up)
         shell_s = self._shell.send(request)
         if shell_s:
-            self._later(now + shell_s, self._on_link, (nbytes, then, what))
+            self._leaves_at = max(self._leaves_at, now + shell_s)
+            self._later(self._leaves_at, self._on_link, (nbytes, then, what))
         else:
             arrives = self._up.send(now, nbytes)
             if arrives < math.inf:
@@ -263,7 +265,7 @@ class Edge:
         self._link.up(now, *message)
 
     def _infer(self, now: float, message: tuple[int, int, int, int, int, int]) -> None:
-        if message[0] != self._link.number:
+        if not self._link.reached(message[0]):
             return
         shell_s = self._shell.cloud(message[1])
         if shell_s:
@@ -288,7 +290,7 @@ class Edge:
 
     def _cloud_sends(self, now: float, what: tuple[int, Reply]) -> None:
         connection, reply = what
-        if connection != self._link.number:
+        if not self._link.returns(connection):
             return
         if reply.refusal is None:
             nbytes = self._answers.bytes_down[reply.option]
@@ -308,7 +310,8 @@ class Edge:
             self._radio(now, nbytes, self.engine.power.j_per_bit_down)
         shell_s = self._shell.receive(message.request if type(message) is Reply else 0)
         if shell_s:
-            self._later(now + shell_s, self._heard, what)
+            self._hears_at = max(self._hears_at, now + shell_s)
+            self._later(self._hears_at, self._heard, what)
         else:
             hear(now, message, nbytes)
 
@@ -326,9 +329,10 @@ class Edge:
             why = reply.refusal, reply.message, reply.retry_after_s
             self._feed(now, Refused(request, attempt, *why))
             return
-        offset = self._offset
-        offset.observe(sent, reply.received_s, reply.sent_s, now)
-        up_s, down_s = offset.one_way(sent, reply.received_s, reply.sent_s, now)
+        offset, inside_s = self._offset, self._shell.stamped(request)
+        received, sent_back = reply.received_s - inside_s, reply.sent_s + inside_s
+        offset.observe(sent, received, sent_back, now)
+        up_s, down_s = offset.one_way(sent, received, sent_back, now)
         sure = self._answers.confidence[reply.option][self._rows[request - 1]]
         self._feed(
             now, Replied(request, attempt, up_s, down_s, reply.queue_s, 0.0, reply.tail_s, nbytes, sure)
@@ -338,7 +342,7 @@ class Edge:
         self._transmit(now, sizes.CANCEL, self._cancel, (self._link.number, action.request), 0)
 
     def _cancel(self, now: float, what: tuple[int, int]) -> None:
-        if what[0] == self._link.number:
+        if self._link.reached(what[0]):
             self._cloud.cancel(now, self._session, what[1])
 
     def _ping(self, now: float, action: Ping) -> None:
@@ -346,7 +350,7 @@ class Edge:
 
     def _pong(self, now: float, ping: tuple[int, float]) -> None:
         number, sent = ping
-        if number == self._link.number:
+        if self._link.reached(number):
             back = (number, self._hear_pong, (sent, now), sizes.PONG)
             self._link.down(now, sizes.PONG, self._arrived_back, back)
 

@@ -75,8 +75,8 @@ def up(d: Any, rules: Any, now: float) -> bool:
     """The connection stands. True if requests may be sent."""
     d.connected = 1
     d.welcome_at = d.connect_at = np.inf
-    d.up_since = d.heard_at = now
-    d.beat_at = now + rules.heartbeat_s
+    d.heard_at = now
+    d.beat_at = max(now, d.up_since + rules.heartbeat_s)
     d.pong_due = np.inf
     if d.circuit != CLOSED:
         d.circuit = OPEN

@@ -27,8 +27,8 @@ _RATE, _SECONDS = (1e3, 1e12), (1e-6, 1e4)
 _LN2 = math.log(2.0)
 _EPOCH_S = 1000.0
 
-#: One quantity of one device; logarithms where the name begins with `log`. What an estimate reads stands first:
-#: two lines of the processor's cache.
+#: One quantity of one device; logarithms where the name begins with `log`. What an estimate reads stands
+#: first: two lines of the processor's cache.
 QUANTITY = np.dtype(
     [
         ("at", "f8"),  # second of the estimate kept, -inf for none

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from splitedge.sim import sizes
 from splitedge.sim.compiled import inner
 from splitedge.sim.fleet_circuit import down, failure, life, next_ping, up, usable
 from splitedge.sim.fleet_cloud import back_start_of, fly, pair_of, retime, start_of
@@ -39,6 +40,7 @@ from splitedge.sim.fleet_world import (
 )
 
 _DRIFT = 100e-6  # of `ClockOffset`
+_GREETING, _HANDSHAKE = sizes.GREETING_PARTS, sizes.HANDSHAKE
 _LONG = 1e300  # seconds: known to come, not known when
 
 
@@ -256,24 +258,55 @@ def _beat(w: World, device: int, now: float) -> None:
 
 @inner
 def _connect(w: World, device: int, now: float) -> None:
-    """Try to connect: greeting there and back, hello and welcome."""
+    """Try to connect: greetings, handshake, hello and welcome (`Connection._connect`)."""
     d = w.device[device]
     rules = w.rules[0]
     d.connect_at = now + rules.reconnect_s
     for i in range(len(w.cuts)):
         if w.cuts[i, 0] <= now < w.cuts[i, 1]:
             return
-    d.connect_at = now + rules.handshake_s
-    pair, start, back = pair_of(w, device), start_of(w, device), back_start_of(w, device)
-    at = carry(w.links[pair], w.up, start, now, rules.greeting_bytes)
-    if at < np.inf:
-        at = carry(w.links[pair + 1], w.down, back, at, rules.greeting_bytes)
-    if at < d.connect_at:
-        at = carry(w.links[pair], w.up, start, at, rules.hello_bytes)
-    if at < d.connect_at:
-        at = carry(w.links[pair + 1], w.down, back, at, rules.welcome_bytes)
-    if at < d.connect_at:
-        d.welcome_at = at
+    d.connect_at = now + rules.handshake_s + rules.reconnect_s  # of the next attempt, should this one fail
+    shaken = _shake_hands(w, device, now)
+    if shaken > now + rules.handshake_s:
+        return
+    d.connect_at = np.inf
+    d.up_since = shaken
+    up_link, down_link = w.links[pair_of(w, device)], w.links[pair_of(w, device) + 1]
+    start, back = start_of(w, device), back_start_of(w, device)
+    at, first = shaken, np.inf
+    while at < first:  # said again until there is a welcome
+        there = carry(up_link, w.up, start, at, rules.hello_bytes)
+        welcome = np.inf if there == np.inf else carry(down_link, w.down, back, there, rules.welcome_bytes)
+        first = min(first, welcome)
+        if welcome == np.inf:
+            break  # the replay of the channel ends before
+        at += rules.hello_s
+    d.welcome_at = first
+
+
+@inner
+def _shake_hands(w: World, device: int, now: float) -> float:
+    """Greetings, each part at the other's part before it, and CURVE's handshake: the second at which the
+    device has the last of it, or one after it gives up.
+    """
+    up_link, down_link = w.links[pair_of(w, device)], w.links[pair_of(w, device) + 1]
+    start, back = start_of(w, device), back_start_of(w, device)
+    latest = now + w.rules[0].handshake_s
+    here = there = now  # where each side last had a part of the other's
+    for part in range(3):
+        if max(here, there) > latest:
+            return np.inf
+        went = carry(up_link, w.up, start, here, _GREETING[part])
+        came = carry(down_link, w.down, back, there, _GREETING[part])
+        here, there = came, went
+    for step in range(0, 4, 2):
+        if here > latest:
+            return np.inf
+        there = carry(up_link, w.up, start, here, _HANDSHAKE[step])
+        if there > latest:
+            return np.inf
+        here = carry(down_link, w.down, back, there, _HANDSHAKE[step + 1])
+    return float(here)
 
 
 @inner

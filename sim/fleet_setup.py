@@ -14,7 +14,7 @@ from splitedge.paths import Paths
 from splitedge.policy import Option, Route
 from splitedge.power import PowerModel
 from splitedge.sim import sizes
-from splitedge.sim.connection import HANDSHAKE_S, HEARTBEAT_S, RECONNECT_S
+from splitedge.sim.connection import HANDSHAKE_S, HEARTBEAT_S, HELLO_S, RECONNECT_S
 from splitedge.sim.curves import Floats
 from splitedge.sim.device import log_normal_sigma, on_head
 from splitedge.sim.fleet_end import ROUTES
@@ -154,9 +154,9 @@ def rules_of(
         "heartbeat_s": HEARTBEAT_S,
         "reconnect_s": RECONNECT_S,
         "handshake_s": HANDSHAKE_S,
+        "hello_s": HELLO_S,
         "beat_bytes": sizes.BEAT,
         "echo_bytes": sizes.BEAT_BACK,
-        "greeting_bytes": sizes.GREETING,
         "hello_bytes": hello,
         "welcome_bytes": welcome,
         "ping_bytes": sizes.PING,

@@ -54,7 +54,7 @@ DEVICE = np.dtype(
         ("active", "i8"),  # of them, not ended
         ("pending_s", "f8"),  # compute seconds reserved for fall-backs
         ("cut", "i8"),  # next of the cuts
-        ("up_since", "f8"),
+        ("up_since", "f8"),  # when the handshake was over
         ("heard_at", "f8"),  # something came from the cloud
         ("beat_at", "f8"),  # next look at the heartbeats
         ("beat_there", "f8"),  # when the last beat is in the cloud

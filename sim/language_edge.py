@@ -339,7 +339,7 @@ class LanguageEdge:
         self._events.append(Sent(action.ask, nbytes))
 
     def _at_cloud(self, now: float, sent: tuple[int, Ask]) -> None:
-        if sent[0] == self._link.number:
+        if self._link.reached(sent[0]):
             self._cloud.ask(now, self, sent[1])
 
     def down(self, now: float, message: Message) -> None:
@@ -401,7 +401,7 @@ class LanguageEdge:
             self._ping(now, None)
 
     def _pinged(self, now: float, sent: tuple[int, float]) -> None:
-        if sent[0] == self._link.number:
+        if self._link.reached(sent[0]):
             self._link.down(now, sizes.PONG, self._ponged, (*sent, now))
 
     def _ponged(self, now: float, sent: tuple[int, float, float]) -> None:

@@ -45,6 +45,12 @@ class Shell:
         """In the cloud, on the way in and again on the way out."""
         return self._constants[_CLOUD] if self._drawn is None else self._draw(_CLOUD, request)
 
+    def stamped(self, request: int) -> float:
+        """How much of `cloud` lies between the cloud's two time stamps, on each way: all that was measured,
+        which is what is left of a request's seconds without those of the link; nothing of a constant.
+        """
+        return 0.0 if self._drawn is None else self._draw(_CLOUD, request)
+
     def _draw(self, place: int, request: int) -> float:
         assert self._drawn is not None
         if not request:

@@ -1,4 +1,4 @@
-"""Framed bytes of the small messages between edge and cloud, as `wire` packs them (unencrypted)."""
+"""Framed bytes of the small messages between edge and cloud, as `wire` packs and CURVE encrypts them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ _ID = 1 << 20
 
 
 def _bytes(message: Message) -> int:
-    return framed_bytes(pack(message), encrypted=False)
+    return framed_bytes(pack(message))
 
 
 PING = _bytes(Ping(_ID))
 PONG = _bytes(Pong(_ID, _NS, _NS))
 CANCEL = _bytes(Cancel(_ID))
 
-#: ZMTP 3.1 (RFC 37): a heartbeat's PING (command name, TTL) and PONG; both greetings and READY commands.
-BEAT, BEAT_BACK = 9, 7
-GREETING = 64 + 44
+#: ZMTP 3.1 (RFC 37): a heartbeat's PING (command name, TTL) and PONG, each in a CURVE message.
+BEAT, BEAT_BACK = 42, 40
+#: A greeting: the signature at once, the version when the other's signature is there, and then the rest.
+GREETING_PARTS = 10, 1, 53
+#: CURVE (RFC 26): HELLO and WELCOME, INITIATE and READY; the last two with socket type and identity.
+HANDSHAKE = 202, 170, 301, 67
 
 
 def refuse(kind: Refusal, message: str) -> int:

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from splitedge import keys
 from splitedge.cloud.server import CloudServer
 from splitedge.cloud.settings import ServerSettings
+from splitedge.codec import Payload
 from splitedge.edge.link import LinkState, ZmqLink
+from splitedge.edge.remote import Arrival, Remote
 from splitedge.edge.runtime import EdgeRuntime
 from splitedge.edge.session import Session, Unanswered
 from splitedge.edge.settings import EdgeSettings
 from splitedge.engine import Engine
 from splitedge.errors import AuthenticationError, ConfigError, LinkDown, LinkError, RequestError
+from splitedge.events import Ponged, Send
 from splitedge.policies.static import Static
 from splitedge.policy import Route
 from splitedge.wire import Hello, Infer, Lane, Ping, Pong, Refuse, Reply, Welcome, pack, unpack
@@ -207,6 +210,28 @@ def test_a_link_tells_of_every_connection_and_carries_every_message_both_ways():
     asyncio.run(main())
 
 
+def test_a_slow_link_is_no_key_mismatch(monkeypatch):
+    """Whoever listens there never says a word: libzmq gives up the handshake, again and again."""
+    monkeypatch.setattr("splitedge.edge.link._HANDSHAKE_S", 0.1)
+
+    async def main():
+        connections, states = [], []
+        silent = await asyncio.start_server(lambda *streams: connections.append(streams), "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        mine, theirs = (keys.KeyPair(name, *zmq.curve_keypair()) for name in ("cam-1", "cloud"))
+        link = ZmqLink(f"tcp://127.0.0.1:{port}", mine, theirs.public, FAST)
+        link.start(asyncio.get_running_loop(), print, states.append)
+        await until(lambda: len(connections) > 5)
+        link.close()
+        for _, writer in connections:
+            writer.close()
+        silent.close()
+        assert states and {(state.connected, state.error) for state in states} == {(False, None)}
+        assert "no handshake" in states[-1].reason
+
+    asyncio.run(main())
+
+
 def test_messages_over_the_cap_break_the_connection_and_not_the_process(quiet):
     async def main():
         context = zmq.Context()
@@ -262,6 +287,34 @@ def welcome(message, epoch=b"e" * 8, most=2**25):
 
 def reply(message, tensor):
     return Reply(message.request, message.attempt, 1, 2, 0, 0, 0, (tensor,))
+
+
+def test_the_way_begins_before_a_message_is_handed_over():
+    """A stamp taken after it would be late where another thread has its turn: the way would look shorter."""
+    took, now = 0.005, [0.0]
+    told = []
+
+    def answer(message):
+        if not isinstance(message, Hello):
+            now[0] += took  # the thread is put off while it sends
+        if isinstance(message, Infer):
+            return [reply(message, X * 2)]
+        return [welcome(message)] if isinstance(message, Hello) else [Pong(message.token, 1, 2)]
+
+    async def main():
+        model = EdgeDouble(options=(SPLIT,))
+        remote = Remote(model, Puppet(answer), FAST, lambda: now[0], told.append, told.append)
+        remote.start(asyncio.get_running_loop())
+        await remote.connected(1.0)
+        remote.ping()
+        remote.send(Send(1, 1, 0, 1.0), Payload("raw", 0, 1, bytes(100)))
+        await until(lambda: {Ponged, Arrival} <= {type(one) for one in told})
+        (ponged,) = (one for one in told if isinstance(one, Ponged))
+        (replied,) = (one for one in told if isinstance(one, Arrival))
+        assert ponged.rtt_s >= took - 1e-6
+        assert replied.uplink_s + replied.downlink_s >= took - 1e-6
+
+    asyncio.run(main())
 
 
 def test_a_forgotten_session_is_greeted_again_and_the_request_still_answered():

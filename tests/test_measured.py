@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sim_world import TABLE, evaluation, flat, scenario
 
 from splitedge.errors import ConfigError
+from splitedge.sim.edge import Edge
 from splitedge.sim.exact import run_exact
 from splitedge.sim.fleet import run_fleet
 from splitedge.sim.measured import Drawn, Measured, Took, quantiles_of
@@ -27,7 +28,7 @@ def times(factor, **shells):
 def run(measured, tmp_path, **tables):
     file = tmp_path / "measured.json"
     measured.save(file)
-    asked = scenario(shell={"measured": file}, work={"requests": 40, "rate_hz": 4.0}, **tables)
+    asked = scenario(shell={"measured": file}, **{"work": {"requests": 40, "rate_hz": 4.0}, **tables})
     return run_exact(asked, evaluation(), flat(), flat())
 
 
@@ -88,3 +89,27 @@ def test_fleet_mode_and_the_oracle_say_that_they_can_not_draw_from_it(tmp_path):
         oracle_policies(
             asked.model_copy(update={"mode": "exact", "policy": "oracle"}), evaluation(), flat(), flat()
         )
+
+
+def test_what_was_measured_in_the_cloud_is_no_time_of_the_link(tmp_path):
+    """It is what is left of a request's seconds beside those of the link: no estimator hears of it."""
+    bare, held = (run(times(1.0, cloud_ms=(ms,)), tmp_path, policy="static:cloud") for ms in (0.0, 4.0))
+    for way in ("uplink_s", "downlink_s"):
+        assert held[way] == pytest.approx(bare[way], abs=1e-9)
+
+
+def test_a_message_waits_for_the_one_before_it(tmp_path):
+    """One loop hears them all: a slow hand-over holds up a quick one behind it."""
+    heard, hear = [], Edge._hear_reply
+
+    def hearing(edge, now, reply, nbytes):
+        heard.append((reply.request, now))
+        hear(edge, now, reply, nbytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Edge, "_hear_reply", hearing)
+        measured = times(0.1, receive_ms=(0.0, 100.0))
+        run(measured, tmp_path, policy="static:cloud", work={"requests": 60, "rate_hz": 100.0})
+    requests = [request for request, _ in heard]
+    assert requests == sorted(requests) and len(requests) > 50
+    assert np.diff([now for _, now in heard]).min() == 0.0  # some had to wait

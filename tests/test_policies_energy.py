@@ -57,6 +57,21 @@ def test_over_a_long_run_the_budget_is_met_and_used_nearly_as_well_as_can_be(bud
     assert greedy > gained / n  # the budget did bind
 
 
+def test_a_share_of_the_best_does_not_grow_while_the_radio_sleeps():
+    """What always sending would cost is no more for a device that has kept everything for itself."""
+    usual = []
+    for unsent_s in (0.1, 3600.0):
+        policy = make_policy("energy:share=0.5", TABLE)
+        for k in range(50):
+            obs = observe(deadline_s=5.0, tail_w=1.0, tail_s=10.0)._replace(unsent_s=unsent_s, t_s=0.1 * k)
+            chosen(policy, obs)
+            if k > 0:
+                policy.learn(Record(k, 0.1 * k, energy_j=0.0))
+        usual.append(policy.budget.usual())
+    assert usual[0] == pytest.approx(usual[1])
+    assert usual[0] < 0.5 * joules(CLOUD, observe(deadline_s=5.0)) + 0.06
+
+
 @given(
     st.lists(st.tuples(device, st.floats(0.1, 3.0)), min_size=1, max_size=60),
     st.floats(0.0013, 0.05),

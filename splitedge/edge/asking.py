@@ -225,8 +225,9 @@ class LanguageRemote:
         nbytes = framed_bytes(frames, encrypted=self._link.encrypted)
         if nbytes > self.session.max_message:
             raise WireError(f"a message of {nbytes} bytes; the cloud takes {self.session.max_message}")
+        sent = self._clock()  # before it goes, as in `remote.py`
         self._link.send(frames)
-        self._waits[request] = _Heard(action.ask, q.context, hear, self._clock(), nbytes)
+        self._waits[request] = _Heard(action.ask, q.context, hear, sent, nbytes)
         return nbytes
 
     def cancel(self, context: int) -> None:
@@ -297,9 +298,10 @@ class LanguageRemote:
         if not self.up:
             return
         self._token += 1
+        sent = self._clock()
         try:
             self._link.send(pack(Ping(self._token)))
-            self._pings[self._token] = self._clock()
+            self._pings[self._token] = sent
         except LinkDown:
             return
         while len(self._pings) > _PINGS_KEPT:

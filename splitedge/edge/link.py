@@ -27,8 +27,10 @@ Frames = Sequence[bytes | memoryview]
 _DRAIN_AT_ONCE = 64  # messages taken before other callbacks of the loop get their turn
 _COPY_UP_TO = 65536  # copying is cheaper than reference counting across threads below this
 _STORM = 3  # handshakes failing without a detail, in a row, before the keys are suspected
+_HANDSHAKE_S = 2.0  # libzmq gives up a handshake that takes longer
 _EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -118,6 +120,7 @@ class ZmqLink:
         self._drain_soon = False
         self._connected = False
         self._failures = 0
+        self._began = 0.0  # when the handshake under way began, by the loop's clock
         self._retry: asyncio.TimerHandle | None = None
 
     @property
@@ -157,7 +160,7 @@ class ZmqLink:
         socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue for a connection that is not there
         socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * heartbeat)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 2000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, int(_HANDSHAKE_S * 1000))
         socket.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
         socket.setsockopt(zmq.RECONNECT_IVL, int(s.reconnect_s * 1000))
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(s.reconnect_max_s * 1000))
@@ -219,7 +222,10 @@ class ZmqLink:
             self._take(recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"])
 
     def _take(self, event: int) -> None:
-        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        assert self._loop is not None, "set by start"
+        if event == zmq.EVENT_CONNECTED:
+            self._began = self._loop.time()
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._failures = 0
             self._set(LinkState(True, f"connected to {self._endpoint}"))
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -231,12 +237,22 @@ class ZmqLink:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             self._fail(self._other_protocol())
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            self._failures += 1
-            if self._failures >= _STORM:
-                # without keys there is nothing to mismatch: libzmq gave the same cause without its detail
-                self._fail(self._key_mismatch() if self._keys is not None else self._other_protocol())
+            self._unshaken(self._loop.time() - self._began)
         elif self._connected:
             self._set(LinkState(False, f"connection to {self._endpoint} lost"))
+
+    def _unshaken(self, seconds: float) -> None:
+        """A handshake failed after so long, libzmq does not say why: a refusal is quick, a bad link slow."""
+        if seconds > 0.5 * _HANDSHAKE_S:
+            self._failures = 0
+            self._set(
+                LinkState(False, f"no handshake with {self._endpoint} in {_HANDSHAKE_S:g} s: slow or stalled")
+            )
+            return
+        self._failures += 1
+        if self._failures >= _STORM:
+            # without keys there is nothing to mismatch: libzmq gave the same cause without its detail
+            self._fail(self._key_mismatch() if self._keys is not None else self._other_protocol())
 
     def _other_protocol(self) -> str:
         return (
