@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS := OMP_NUM_THREADS=1
+COMPILED_TESTS = $(wildcard tests/test_engine*.py tests/test_sim*.py tests/test_estimate.py tests/test_polic*.py \
+	tests/test_fleet*.py tests/test_machine_code.py)
 
-.PHONY: help setup demo test test-all check docs-check bench clean
+.PHONY: help setup demo test test-all check docs-check bench compile test-compiled clean
 
 help:
 	@echo "make demo        train, deploy, serve and compare policies over a replayed channel (under 90 s)"
@@ -14,6 +16,7 @@ help:
 	@echo "make check       ruff lint and format, mypy --strict on the built wheel"
 	@echo "make docs-check  run every command and code block of README.md and docs/"
 	@echo "make bench       every benchmark with --quick; full runs: python benchmarks/NAME.py"
+	@echo "make compile     engine and simulator as machine code in build/compiled (needs a C compiler; PYTHONPATH=build/compiled)"
 	@echo "make clean       remove the virtual environment and build output"
 
 $(VENV)/bin/python:
@@ -55,6 +58,15 @@ check: $(VENV)/.dev
 
 docs-check: $(VENV)/.dev
 	$(BIN)/python docs/check.py README.md docs/*.md
+
+compile: $(VENV)/.dev
+	rm -rf build/compiled build/wheel-compiled
+	SPLITEDGE_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w build/wheel-compiled .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/compiled build/wheel-compiled/*.whl
+
+# What is compiled, by its tests; `pytest` without `python -m`, which would put this folder first.
+test-compiled: compile
+	PYTHONPATH=build/compiled $(THREADS) $(BIN)/pytest -m "not slow" $(COMPILED_TESTS)
 
 bench: $(VENV)/.peers
 	for b in benchmarks/[a-z]*.py; do case $$b in */common.py|*/_*) ;; *) echo "== $$b"; $(BIN)/python $$b --quick || exit 1;; esac; done

@@ -19,6 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from splitedge.machine_code import runs_as
+
 console = Console()
 
 
@@ -123,6 +125,7 @@ def machine() -> dict[str, str | int | float | None]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_1min": round(os.getloadavg()[0], 2),
+        "code": runs_as(),
         **{name: _version(name) for name in packages},
     }
 
@@ -133,7 +136,7 @@ def show_machine(title: str) -> None:
     console.rule(title)
     console.print(
         f"{m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, {m['system']}, Python {m['python']}, "
-        f"load {m['load_1min']} (busy with other work above about 0.5)",
+        f"load {m['load_1min']} (busy with other work above about 0.5), splitedge as {m['code']}",
         highlight=False,
     )
 

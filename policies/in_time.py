@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from splitedge.paths import EQUAL
 from splitedge.policies.latency import known_accuracy
@@ -11,15 +11,16 @@ from splitedge.policies.terms import Local, Remote, terms_of
 from splitedge.policy import Observation, Option, edge_left, joules_of_tail, where
 
 #: Student's t with 2 degrees of freedom has its 95th percentile at 2.92 and a closed form.
-_T95 = 2.92
+_T95: Final = 2.92
 #: A channel is seldom much faster than its mean: below it the spread is so many times narrower.
-_EARLY = 1.5
-_FAR = 1e9
-_LEAST = 1e-12  # seconds squared: a spread of nothing
+_EARLY: Final = 1.5
+_FAR: Final = 1e9
+_LEAST: Final = 1e-12  # seconds squared: a spread of nothing
 _UNKNOWN = (math.nan,) * 5
 #: Of accuracy: what a second of an idle device is worth to the requests behind, and how much more for every
 #: second that is queued there already. Without the latter a policy fills a device that has no time left.
-BUSY, CROWDED = 0.1, 20.0
+BUSY: Final = 0.1
+CROWDED: Final = 20.0
 
 
 def accuracy_here(option: Option, obs: Observation) -> Any:
@@ -116,7 +117,8 @@ class Prospects:
         cost: Any = 0.0
         busy: Any = 0.0
         surely: Any = 0.0
-        for i, option, edge_s, most_s, right in local:
+        for i, option, edge_s, most_s, usual in local:
+            right: Any = usual
             if obs.exit < 0:
                 edge, most = edge_s * rows, most_s * rows
             else:
@@ -150,7 +152,8 @@ class Prospects:
         squares = delay * delay + queued * queued
         watts, j_up, j_down = obs.joules_per_edge_s, obs.joules_per_bit_up, obs.joules_per_bit_down
         tail = joules_of_tail(obs)
-        for i, option, edge_s, most_s, right, cloud_s, slow_s, bytes_up, bytes_most, bytes_down in remote:
+        for i, option, edge_s, most_s, usual, cloud_s, slow_s, bytes_up, bytes_most, bytes_down in remote:
+            right: Any = usual
             if obs.exit < 0:
                 edge, most = edge_s * rows, most_s * rows
             else:

@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from splitedge.cloud.admission import Admission
 from splitedge.cloud.batcher import Batcher, Entry
@@ -23,10 +23,10 @@ from splitedge.sim.device import Seconds
 from splitedge.sim.measured import Drawn
 from splitedge.sim.scenario import CloudPart
 
-MS = 1_000_000
+MS: Final = 1_000_000
 
 #: Payload bytes are counted, not kept: views of this stand for them.
-_BYTES = memoryview(bytes(1 << 20))
+_BYTES: Final = memoryview(bytes(1 << 20))
 
 Later = Callable[[float, Callable[[float, Any], None], Any], None]
 
@@ -69,18 +69,47 @@ class Session:
     seen: OrderedDict[int, Job | Reply] = field(default_factory=OrderedDict)
 
 
-@dataclass(slots=True, eq=False)
 class Job(Entry):
     """A request that waits or runs."""
 
-    session: Session
-    request: int
-    attempt: int
-    connection: int
-    option: int
-    payload: memoryview
-    received_s: float
-    cancelled: bool = False
+    __slots__ = (
+        "attempt",
+        "cancelled",
+        "connection",
+        "option",
+        "payload",
+        "received_s",
+        "request",
+        "session",
+    )
+
+    def __init__(
+        self,
+        lane: int,
+        arrived_ns: int,
+        deadline_ns: int | None,
+        session: Session,
+        request: int,
+        attempt: int,
+        connection: int,
+        option: int,
+        payload: memoryview,
+        received_s: float,
+    ) -> None:
+        self.lane = lane
+        self.peer = session.account
+        self.rows = 1
+        self.arrived_ns = arrived_ns
+        self.deadline_ns = deadline_ns
+        self.waiting = False
+        self.session = session
+        self.request = request
+        self.attempt = attempt
+        self.connection = connection
+        self.option = option
+        self.payload = payload
+        self.received_s = received_s
+        self.cancelled = False
 
 
 @dataclass(slots=True, eq=False)
@@ -177,7 +206,7 @@ class SimCloud:
             return
         deadline_ns = now_ns + deadline_ms * MS if deadline_ms else None
         job = Job(
-            self._lanes[option], account, 1, now_ns, deadline_ns,
+            self._lanes[option], now_ns, deadline_ns,
             session, request, attempt, connection, option, _payload(nbytes), now,
         )  # fmt: skip
         session.seen[request] = job

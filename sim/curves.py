@@ -12,15 +12,16 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-PACKET_BYTES = 1500
-PACKET_BITS = 8 * PACKET_BYTES
+PACKET_BYTES: Final = 1500
+PACKET_BITS: Final = 8 * PACKET_BYTES
 
 #: Sums over a long replay round by a fraction of a bit; this much must not push a byte past an outage.
-SLACK_BITS = 2.0**-4
+SLACK_BITS: Final = 2.0**-4
 
 #: A few packets may be spread over years: bins widen rather than be more than this.
 MAX_BINS = 1_000_000
@@ -88,7 +89,7 @@ class Rates:
 
     def bits_by(self, t: float) -> float:
         """Bits offered in [0, t)."""
-        lap, rest = divmod(t, self.period_s)
+        lap, rest = t // self.period_s, t % self.period_s
         i = bisect_right(self._times, rest) - 1
         return lap * self._sums[-1] + self._sums[i] + (rest - self._times[i]) * self._rates[i]
 
@@ -100,7 +101,7 @@ class Rates:
             return 0.0
         if total <= 0.0:
             return math.inf
-        lap, rest = divmod(bits, total)
+        lap, rest = bits // total, bits % total
         if rest == 0.0:
             lap, rest = lap - 1, total
         i = bisect_left(self._sums, rest) - 1

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from splitedge.engine import Engine
 from splitedge.estimate import ClockOffset
@@ -50,8 +50,9 @@ from splitedge.sim.scenario import Scenario
 from splitedge.sim.shell import Shell
 from splitedge.sim.workload import Rows
 
-_MAX_MS = 0xFFFF_FFFF
-_ENCODE, _FILTER = StageKind.ENCODE, Source.FILTER
+_MAX_MS: Final = 0xFFFF_FFFF
+_ENCODE: Final = StageKind.ENCODE
+_FILTER: Final = Source.FILTER
 
 Ended = Callable[["Edge", Record, int, bool], None]
 

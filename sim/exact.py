@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from heapq import heappop, heappush
-from itertools import count
 from typing import Any
 
 from splitedge.engine import Engine
@@ -57,11 +56,12 @@ class Clock:
         self.now = 0.0
         self.stopped = False
         self._heap: list[tuple[float, int, Call, Any]] = []
-        self._number = count().__next__
+        self._made = 0
 
     def later(self, at: float, call: Call, what: Any) -> None:
         """Call `call(at, what)` at second `at`, not before now."""
-        heappush(self._heap, (at, self._number(), call, what))
+        self._made += 1
+        heappush(self._heap, (at, self._made, call, what))
 
     def run(self) -> None:
         """Make calls until one sets `stopped`."""

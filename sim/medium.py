@@ -9,9 +9,10 @@ little pessimistic here, by at most that direction's queue.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 #: From one direction's last bit to the other's first; also, no packet opportunity serves both.
-TURN_S = 1e-9
+TURN_S: Final = 1e-9
 
 
 class Medium:

@@ -11,13 +11,21 @@ import numpy.typing as npt
 from splitedge.record import Record
 from splitedge.sim.simulation import Column
 
-CHUNK = 4096
+CHUNK = 256
 
 _DTYPES: dict[str, npt.DTypeLike] = {"int": np.int64, "float": np.float64, "bool": np.bool_}
 _TEXTS = tuple(field.name for field in fields(Record) if field.type == "str" and field.name != "reason")
 _NUMBERS = {field.name: _DTYPES[str(field.type)] for field in fields(Record) if str(field.type) in _DTYPES}
 
-_values = attrgetter(*_NUMBERS, *_TEXTS)
+_VALUE = {name: attrgetter(name) for name in (*_NUMBERS, *_TEXTS)}
+
+
+class _Words(dict[str, int]):
+    """Numbers of texts, in the order in which they were first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
 
 
 class RowsOut:
@@ -31,7 +39,7 @@ class RowsOut:
         self._records: list[Record] = []
         self._mine: list[tuple[int, int, bool]] = []
         self._chunks: dict[str, list[Column]] = {}
-        self._words: dict[str, int] = {}
+        self._words = _Words()
         self._reasons: list[str] | None = [] if reasons else None
         self.count = 0
 
@@ -68,13 +76,12 @@ class RowsOut:
         records, words = self._records, self._words
         if not records:
             return
-        columns = dict(zip((*_NUMBERS, *_TEXTS), zip(*map(_values, records), strict=True), strict=True))
+        count = len(records)
         for name, dtype in _NUMBERS.items():
-            self._chunk(name, np.array(columns[name], dtype))
+            self._chunk(name, np.fromiter(map(_VALUE[name], records), dtype, count))
         for name in _TEXTS:
-            for word in set(columns[name]):
-                words.setdefault(word, len(words))
-            self._chunk(name, np.array([words[word] for word in columns[name]], np.int32))
+            numbers = map(words.__getitem__, map(_VALUE[name], records))
+            self._chunk(name, np.fromiter(numbers, np.int32, count))
         device, row, right = zip(*self._mine, strict=True)
         self._chunk("device", np.array(device, np.int64))
         self._chunk("row", np.array(row, np.int64))

@@ -7,6 +7,7 @@ that need torch are loaded when they are first used, so that `import splitedge` 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitedge.errors import (
@@ -34,6 +35,7 @@ from splitedge.errors import (
     UnknownName,
     WireError,
 )
+from splitedge.machine_code import check_machine_code
 from splitedge.policy import Route
 from splitedge.version import VERSION as __version__
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from splitedge.fitting import FitReport
     from splitedge.llm.deployment import LanguageDeployment
     from splitedge.result import Result
+
+check_machine_code(Path(__file__).parent)
 
 _LAZY = {
     "Deployment": "splitedge.deployment",

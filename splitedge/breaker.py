@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from typing import Final
 
 
 class Circuit(StrEnum):
@@ -18,7 +19,7 @@ class Circuit(StrEnum):
     HALF_OPEN = "half-open"
 
 
-_CLOSED = Circuit.CLOSED
+_CLOSED: Final = Circuit.CLOSED
 
 
 class Breaker:

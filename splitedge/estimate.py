@@ -2,7 +2,7 @@
 
 The evidence comes from real transfers.
 
-Three estimators of one quantity stand behind one protocol: `Ewma`, `HarmonicMean` (the usual choice of
+Three estimators of one quantity stand behind one interface: `Ewma`, `HarmonicMean` (the usual choice of
 throughput prediction since Jiang et al., "FESTIVE", CoNEXT 2012) and `SlidingQuantiles`. Each keeps the
 evidence; `LinkEstimator` decides what counts as evidence, how much, and how fast it is forgotten.
 
@@ -18,101 +18,63 @@ come to doubt it soon; and a link which is always slow must not be forgotten to 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from splitedge.estimate_settings import EstimatorSettings, Prior
 from splitedge.policy import Estimate
 
+__all__ = [
+    "ClockOffset",
+    "Estimator",
+    "EstimatorSettings",
+    "Ewma",
+    "HarmonicMean",
+    "LinkEstimator",
+    "Prior",
+    "SlidingQuantiles",
+    "Usual",
+    "make_estimator",
+]
+
 #: An estimate without new evidence is made anew after this long; its age changes it by far less.
-_FRESH_S = 0.02
+_FRESH_S: Final = 0.02
 #: Samples closer together than this count as one for what is usual.
-_SPREAD_S = 0.1
+_SPREAD_S: Final = 0.1
 #: Transfers that ended together saw the same moment: those closer than this share one sample's weight.
-_CLUSTER_S = 0.04
-_LEAST_SHARE = 0.05
-_Z90 = 1.2816  # standard normal quantiles
-_Z95 = 1.6449
+_CLUSTER_S: Final = 0.04
+_LEAST_SHARE: Final = 0.05
+_Z90: Final = 1.2816  # standard normal quantiles
+_Z95: Final = 1.6449
 
-_inf, _exp, _log, _sqrt = math.inf, math.exp, math.log, math.sqrt
-_new = tuple.__new__  # a named tuple's own constructor is a Python function, four times as slow
-
-
-class Prior(NamedTuple):
-    """What is believed before anything was measured."""
-
-    mean: float
-    low: float
-    high: float
+_inf: Final = math.inf
+_new: Final[Any] = tuple.__new__  # a named tuple's own constructor is a Python function, four times as slow
 
 
-class EstimatorSettings(BaseModel):
-    """How the link is estimated.
+class Estimator(ABC):
+    """Keeps the evidence on one positive quantity.
 
     Attributes:
-        kind: `quantiles` (EWMA mean, low and high from a sliding window), `ewma` or `harmonic` (low and
-            high from a log-normal with the variance seen).
-        count: samples kept at most.
-        window_s: samples older than this, counted from the newest, are dropped.
-        alpha: weight of a new sample of full weight in an EWMA.
-        half_life_s: seconds without evidence after which the usual counts for half of the estimate.
-        memory: samples, at most one every 0.1 s, over which the usual is an average.
-        prior_weight: weight of the prior, in samples.
-        noise_s: timing noise of one transfer: transmission times below it say only "at least as fast as".
-        small_bytes: a transfer of this size has half the weight of a long one.
-        goodput_bps, downlink_bps, rtt_s, queue_s: priors as (mean, low, high).
+        weight: of the evidence kept, in samples; 0 when there is none.
+        newest: second of the newest sample, -inf when there is none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    __slots__ = ("newest", "weight")
 
-    kind: Literal["quantiles", "ewma", "harmonic"] = "quantiles"
-    count: int = Field(default=32, ge=2, le=4096)
-    window_s: float = Field(default=8.0, gt=0, allow_inf_nan=False)
-    alpha: float = Field(default=0.25, gt=0, le=1)
-    half_life_s: float = Field(default=3.0, gt=0, allow_inf_nan=False)
-    memory: int = Field(default=300, ge=1, le=1_000_000)
-    prior_weight: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    noise_s: float = Field(default=0.001, gt=0, allow_inf_nan=False)
-    small_bytes: float = Field(default=4096.0, gt=0, allow_inf_nan=False)
-    goodput_bps: Prior = Prior(10e6, 2e6, 50e6)
-    downlink_bps: Prior = Prior(20e6, 4e6, 100e6)
-    rtt_s: Prior = Prior(0.05, 0.01, 0.15)
-    queue_s: Prior = Prior(0.002, 0.0001, 0.01)
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.newest = -math.inf
 
-    @model_validator(mode="after")
-    def _ordered(self) -> EstimatorSettings:
-        for name in ("goodput_bps", "downlink_bps", "rtt_s", "queue_s"):
-            prior: Prior = getattr(self, name)
-            if not (0.0 < prior.low <= prior.mean <= prior.high < math.inf):
-                raise ValueError(
-                    f"{name} must be (mean, low, high) with 0 < low <= mean <= high, got {prior}"
-                )
-        return self
-
-
-class Estimator(Protocol):
-    """Keeps the evidence on one positive quantity."""
-
+    @abstractmethod
     def observe(self, now: float, value: float, weight: float = 1.0) -> None:
         """Take a sample at second `now`; `value` > 0, `weight` in (0, 1]."""
-        ...
 
-    @property
-    def weight(self) -> float:
-        """Weight of the evidence kept, in samples; 0 when there is none."""
-        ...
-
-    @property
-    def newest(self) -> float:
-        """Second of the newest sample, -inf when there is none."""
-        ...
-
+    @abstractmethod
     def summary(self) -> tuple[float, float, float]:
         """Mean, low and high by the evidence alone. Only asked when there is some."""
-        ...
 
 
 def _log_normal(mean: float, variance: float, z: float) -> tuple[float, float, float]:
@@ -123,23 +85,22 @@ def _log_normal(mean: float, variance: float, z: float) -> tuple[float, float, f
     return mean, min(mean, middle * math.exp(-z * s)), max(mean, middle * math.exp(z * s))
 
 
-class Ewma:
+class Ewma(Estimator):
     """Exponentially weighted mean and variance.
 
     A sample of weight w counts as w samples: it moves the mean by `1 - (1 - alpha) ** w`. At most `count`
     samples count as kept.
     """
 
-    __slots__ = ("_count", "_keep", "_mean", "_variance", "_z", "newest", "weight")
+    __slots__ = ("_count", "_keep", "_mean", "_variance", "_z")
 
     def __init__(self, alpha: float, z: float = _Z90, count: int = 32) -> None:
+        super().__init__()
         self._keep = 1.0 - alpha
         self._count = count
         self._z = z
         self._mean = 0.0
         self._variance = 0.0
-        self.weight = 0.0
-        self.newest = -math.inf
 
     @property
     def mean(self) -> float:
@@ -152,7 +113,7 @@ class Ewma:
             self._mean = value
         else:
             # Never below the plain average: the first samples must not weigh more than later ones.
-            a, plain = 1.0 - self._keep**weight, weight / (self.weight + weight)
+            a, plain = 1.0 - math.pow(self._keep, weight), weight / (self.weight + weight)
             if plain > a:
                 a = plain
             step = value - self._mean
@@ -167,18 +128,17 @@ class Ewma:
         return _log_normal(self._mean, self._variance, self._z)
 
 
-class HarmonicMean:
+class HarmonicMean(Estimator):
     """Weighted harmonic mean of the last samples: robust to single fast transfers."""
 
-    __slots__ = ("_count", "_samples", "_window", "_z", "newest", "weight")
+    __slots__ = ("_count", "_samples", "_window", "_z")
 
     def __init__(self, count: int, window_s: float, z: float = _Z90) -> None:
+        super().__init__()
         self._samples: deque[tuple[float, float, float]] = deque()
         self._count = count
         self._window = window_s
         self._z = z
-        self.weight = 0.0
-        self.newest = -math.inf
 
     def observe(self, now: float, value: float, weight: float = 1.0) -> None:
         """Take a sample."""
@@ -196,12 +156,13 @@ class HarmonicMean:
         return _log_normal(mean, variance, self._z)
 
 
-class SlidingQuantiles:
+class SlidingQuantiles(Estimator):
     """EWMA mean, with weighted quantiles of the samples in a window bounded in count and in time."""
 
-    __slots__ = ("_count", "_mean", "_order", "_sorted", "_summary", "_tail", "_window", "newest", "weight")
+    __slots__ = ("_count", "_mean", "_order", "_sorted", "_summary", "_tail", "_window")
 
     def __init__(self, count: int, window_s: float, alpha: float, tail: float = 0.1) -> None:
+        super().__init__()
         self._sorted: list[tuple[float, float, float]] = []  # (value, weight, second)
         self._order: deque[tuple[float, float, float]] = deque()
         self._mean = Ewma(alpha)
@@ -209,8 +170,6 @@ class SlidingQuantiles:
         self._window = window_s
         self._tail = tail
         self._summary: tuple[float, float, float] | None = None
-        self.weight = 0.0
-        self.newest = -math.inf
 
     def observe(self, now: float, value: float, weight: float = 1.0) -> None:
         """Take a sample."""
@@ -291,11 +250,11 @@ class Usual:
         self._weight = kept if kept < self._keep else self._keep
         share = weight / self._weight
         mean, variance = self._mean, self._variance
-        step = _log(value) - mean
+        step = math.log(value) - mean
         self._mean = mean = mean + share * step
         self._variance = variance = (1.0 - share) * (variance + share * step * step)
-        wide = self._z * _sqrt(variance)
-        self.prior = _new(Prior, (_exp(mean), _exp(mean - wide), _exp(mean + wide)))
+        wide = self._z * math.sqrt(variance)
+        self.prior = _new(Prior, (math.exp(mean), math.exp(mean - wide), math.exp(mean + wide)))
 
 
 class _Quantity:
@@ -336,16 +295,16 @@ class _Quantity:
         if weight <= 0.0:
             return Estimate(*self._usual.prior)
         age = (now - evidence.newest) / self._half
-        forgotten = 1.0 if age <= 0.0 else 0.5 ** (age if age < 1000.0 else 1000.0)
+        forgotten = 1.0 if age <= 0.0 else math.pow(0.5, age if age < 1000.0 else 1000.0)
         trust = weight / (weight + self._w0) * forgotten
         mean, low, high = evidence.summary()
         p_mean, p_low, p_high = self._usual.prior
         found: Estimate = _new(
             Estimate,
             (
-                p_mean * (mean / p_mean) ** trust,
-                p_low * (low / p_low) ** trust,
-                p_high * (high / p_high) ** trust,
+                p_mean * math.pow(mean / p_mean, trust),
+                p_low * math.pow(low / p_low, trust),
+                p_high * math.pow(high / p_high, trust),
             ),
         )
         self._cached, self._cached_at = found, now
@@ -374,11 +333,11 @@ class _WindowMin:
         self.value = self._now if self._now < self._last else self._last
 
 
-_RATE = (1e3, 1e12)  # bits/s
-_SECONDS = (1e-6, 1e4)
-_MTU = 1500.0  # bytes: a message this short leaves in one packet
-_LEAST_WEIGHT = 0.05
-_BASE_WINDOW_S = 60.0
+_RATE: Final = (1e3, 1e12)  # bits/s
+_SECONDS: Final = (1e-6, 1e4)
+_MTU: Final = 1500.0  # bytes: a message this short leaves in one packet
+_LEAST_WEIGHT: Final = 0.05
+_BASE_WINDOW_S: Final = 60.0
 
 
 class LinkEstimator:

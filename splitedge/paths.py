@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from splitedge.errors import ConfigError
 from splitedge.events import Stage, StageKind
 from splitedge.policy import Observation, Option, Route, latency_q95
 from splitedge.request import NONE, Request
 
-_EPS = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
-EQUAL = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
+_EPS: Final = 1e-9  # seconds: a guard set for an option must find that it fits, rounding or not
+EQUAL: Final = 0.02  # of accuracy: fall-backs that differ by less are as good as each other
 
 
 class Paths:

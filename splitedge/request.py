@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from splitedge.errors import RequestError
 from splitedge.events import Stage
 from splitedge.policy import Decision, Observation, Route
 
-NONE = -1
+NONE: Final = -1
 
 
 class Request:

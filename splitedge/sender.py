@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Final
 
 from splitedge.breaker import Breaker, Circuit
 from splitedge.events import Action, Ping, Send
 from splitedge.request import Request
 from splitedge.settings import EngineSettings
 
-_CLOSED = Circuit.CLOSED
+_CLOSED: Final = Circuit.CLOSED
 
 
 class Sender:

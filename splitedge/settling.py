@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Final
 
 from splitedge.compute import ComputeQueue
 from splitedge.errors import CloudUnavailable, DeadlineExceeded, RequestError
@@ -19,9 +20,11 @@ from splitedge.settings import EngineSettings
 from splitedge.timers import Timers
 
 _log = logging.getLogger("splitedge.engine")
-_ENCODE = StageKind.ENCODE
-_CLOUD, _LOCAL, _EXIT = Source.CLOUD, Source.LOCAL, Source.EXIT
-_GHOSTS = 256  # ended requests whose late replies still teach the link estimator
+_ENCODE: Final = StageKind.ENCODE
+_CLOUD: Final = Source.CLOUD
+_LOCAL: Final = Source.LOCAL
+_EXIT: Final = Source.EXIT
+_GHOSTS: Final = 256  # ended requests whose late replies still teach the link estimator
 
 
 class Settling:

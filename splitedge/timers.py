@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from splitedge.errors import SplitedgeError
 from splitedge.request import Request
 
-_SMALL = 64
+_SMALL: Final = 64
 
 
 class Timers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from splitedge.cloud.service import ServiceTime
 from splitedge.cloud.settings import ServerSettings
@@ -13,8 +13,8 @@ from splitedge.cloud.settings import ServerSettings
 DRAIN_RETRY_MS = 1000
 MAX_RETRY_MS = 60_000
 
-_NOTHING = (0, 0)
-_EMPTY = memoryview(b"")
+_NOTHING: Final = (0, 0)
+_EMPTY: Final = memoryview(b"")
 
 
 class Queue(Protocol):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-FORGET = 0.05
+from typing import Final
+
+FORGET: Final = 0.05
 
 
 class ServiceTime:
