@@ -87,10 +87,15 @@ def main() -> None:
         subject = deploy(Path(work), seconds=8.0 if asked.quick else 40.0)
         for number, (name, channels) in enumerate(uplinks(asked.quick).items()):
             tables = asyncio.run(run(subject, channels, policies, Path(work) / str(number)))
+            before = len(verdicts[True])
             for a, b in permutations(policies, 2):
                 found = predict(subject, tables[a], tables[b], b)
                 supported = found.predicted.support.share >= LEAST_SHARE
                 verdicts[supported] += show(f"{name}: {a} -> {b}", found)
+            here = verdicts[True][before:]
+            report.add(f"{name}: supported changes compared", float(len(here)), "")
+            report.add(f"{name}: intervals overlap", float(sum(one[0] for one in here)), "")
+            report.add(f"{name}: same sign, or one holds 0", float(sum(one[1] for one in here)), "")
     for supported, word in ((True, "supported"), (False, "refused")):
         seen = verdicts[supported]
         goal = 0.95 if supported else None

@@ -145,8 +145,7 @@ async def compare(
             up, down = channels()
             to = f"tcp://127.0.0.1:{cloud_port}"
             async with Pacer(f"tcp://127.0.0.1:{edge.pacer_port}", to, up, down) as pacer:
-                await _link_up(session, edge)
-                link_at_s = time.monotonic()
+                link_at_s = await _link_up(session, edge)
                 await asyncio.sleep(pacer.started_s + begin_s - link_at_s)
                 row = await _run(session, strategy, edge, pacer, stream, progress)
                 row.replay_at_s, row.link_at_s = pacer.started_s, link_at_s
@@ -210,13 +209,15 @@ async def _ready(session: aiohttp.ClientSession, process: Process, url: str) -> 
         await asyncio.sleep(0.1)
 
 
-async def _link_up(session: aiohttp.ClientSession, edge: _Edge) -> None:
+async def _link_up(session: aiohttp.ClientSession, edge: _Edge) -> float:
+    """Wait for the edge's link; the second at which it came up, of the monotonic clock."""
     end = time.monotonic() + CLIENT_PATIENCE_S
     while True:
         edge.process.check()
         async with session.get(f"{edge.url}/status") as response:
-            if (await response.json())["link"]["up"]:
-                return
+            link = (await response.json())["link"]
+            if link["up"]:
+                return time.monotonic() - float(link["for_s"])
         if time.monotonic() > end:
             raise SplitedgeError(f"{edge.process.name} did not reach the cloud; see {edge.process.log}")
         await asyncio.sleep(0.05)

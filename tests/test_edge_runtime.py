@@ -223,13 +223,16 @@ def test_a_restarted_cloud_is_found_again_under_a_new_epoch():
             endpoint = server.endpoint
             async with edge(endpoint, reconnect_s=0.02, reconnect_max_s=0.1) as runtime:
                 assert (await runtime.infer(X, 1.0)).route is Route.SPLIT
-                epoch = runtime.remote.session.epoch
+                epoch, since = runtime.remote.session.epoch, [runtime.remote.since_s]
                 await server.stop()
                 assert (await runtime.infer(X, 1.0)).degraded
+                await until(lambda: not runtime.remote.up)
+                since.append(runtime.remote.since_s)
                 async with cloud(listen=endpoint):
                     await until(lambda: runtime.remote.up and runtime.remote.session.epoch != epoch)
                     await until(lambda: runtime.engine.link_up)
                     assert (await runtime.infer(X, 1.0)).route is Route.SPLIT
+                    assert since[0] < since[1] < runtime.remote.since_s <= runtime.clock()
                 assert runtime.in_flight == 0
 
     asyncio.run(main())

@@ -94,6 +94,7 @@ class Remote:
         self._token = 0
         self._state = LinkState(False, "not connected yet")
         self._told: LinkChanged | None = None
+        self._told_at = clock()
         self._prepared: tuple[int, int, int, int, Outgoing, int] = (0, 0, 0, 0, [], 0)
         self._hello_timer: asyncio.TimerHandle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
@@ -105,6 +106,11 @@ class Remote:
     def up(self) -> bool:
         """Whether connected and welcomed."""
         return self._told is not None and self._told.up
+
+    @property
+    def since_s(self) -> float:
+        """Second since which the link is up, or down, of the runtime's clock."""
+        return self._told_at
 
     @property
     def reason(self) -> str:
@@ -162,6 +168,8 @@ class Remote:
             return
         if self._told is None or self._told.up != up or self.error is not None:
             log.log(logging.INFO if up else logging.WARNING, "%s", reason)
+        if self._told is None or self._told.up != up:
+            self._told_at = self._clock()
         self._told = change
         self._emit(change)
         for waiter in self._waiters:

@@ -64,6 +64,7 @@ class Status:
                 "link": {
                     "configured": remote is not None,
                     "up": remote is not None and remote.up,
+                    "for_s": None if remote is None else now - remote.since_s,
                     "reason": NO_CLOUD if remote is None else remote.reason,
                     "circuit": engine.circuit,
                     "goodput_bps": list(goodput),
