@@ -232,6 +232,13 @@ def test_deadline_weighs_a_late_answer_by_what_the_device_has_then():
     assert chosen(Deadline(), observe((EXIT1, CLOUD), deadline_s=0.012)) is EXIT1
 
 
+@pytest.mark.parametrize("rate", [1e2, 1e3, 1e4])
+def test_deadline_sends_nothing_that_can_not_have_left_in_time(rate):
+    obs = observe((EXIT1, SPLIT_B, CLOUD), goodput=rate, deadline_s=0.15)
+    assert chosen(Deadline(0.0), obs) is EXIT1
+    assert [one.chance for one in Prospects(obs).worth[1:]] == [0.0, 0.0]
+
+
 def test_deadline_spares_the_device_for_the_requests_behind():
     slow, quick = (
         replace(SPLIT_A, edge_s=0.09, edge_s_q95=0.09),
