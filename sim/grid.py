@@ -6,7 +6,6 @@ import difflib
 import glob
 import hashlib
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from splitedge.errors import ConfigError
 from splitedge.sim.scenario import Scenario
-from splitedge.validating import parsed
+from splitedge.validating import parsed, read_toml
 
 #: The policy that knows the future: run beside the others, so that they have something to regret.
 ORACLE = "oracle"
@@ -230,10 +229,7 @@ def read_sweep(path: Path) -> tuple[SweepTable | None, dict[str, list[object]]]:
         ConfigError: it is missing, no TOML, a key of the table is unknown or out of range, or a pattern names
             no trace.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    data = read_toml(path)
     table = parsed(SweepTable, data["sweep"], str(path), "sweep.") if "sweep" in data else None
     if table is None:
         return None, {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from splitedge.errors import ConfigError
 from splitedge.sim.simulate_command import parse_sets
+from splitedge.validating import read_toml
 
 if TYPE_CHECKING:
     from splitedge.sim.texts import TextScore, TextSimulation
@@ -90,12 +90,7 @@ def _mode(text: str) -> dict[str, object | None]:
 def _read(file: Path | None, changes: dict[str, object | None]) -> Any:
     from splitedge.sim.language_scenario import LanguageScenario
 
-    data: dict[str, Any] = {}
-    if file is not None:
-        try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{file}: {error}") from error
+    data: dict[str, Any] = {} if file is None else read_toml(file)
     for key, value in changes.items():
         if value is None:
             continue

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator
 
-from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.llm.modes import MAX_DRAFTS, Mode
 from splitedge.sim.scenario import ChannelPart, Part, Positive, Seconds
-from splitedge.validating import parsed
+from splitedge.validating import parsed, read_toml
 
 AUTO = "auto"
 
@@ -115,10 +113,7 @@ class LanguageScenario(Part):
         Raises:
             ConfigError: it is missing, no TOML, or a key is unknown or out of range.
         """
-        try:
-            return cls.parse(tomllib.loads(path.read_text(encoding="utf-8")), path)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return cls.parse(read_toml(path), path)
 
     @classmethod
     def parse(cls, data: Mapping[str, object], path: Path) -> Self:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.settings import EngineSettings
 from splitedge.sim.device_classes import CLASSES
-from splitedge.validating import parsed
+from splitedge.validating import parsed, read_toml
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -196,12 +194,7 @@ class Scenario(Part):
         Raises:
             ConfigError: it is missing, no TOML, or a key is unknown or out of range.
         """
-        try:
-            with path.open("rb") as file:
-                data = tomllib.load(file)
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        return cls.parse(data, path)
+        return cls.parse(read_toml(path), path)
 
     @classmethod
     def parse(cls, data: Mapping[str, object], path: Path) -> Self:

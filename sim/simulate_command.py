@@ -20,6 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from splitedge.errors import ConfigError
+from splitedge.validating import read_toml
 
 if TYPE_CHECKING:
     from splitedge.sim.scenario import Scenario
@@ -159,13 +160,8 @@ def read_scenario(file: Path | None, changes: dict[str, object | None]) -> Scena
     """
     from splitedge.sim.scenario import Scenario
 
-    data: dict[str, Any] = {}
-    if file is not None:
-        try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-            data.pop("sweep", None)  # `grid.read_sweep` reads it
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{file}: {error}") from error
+    data: dict[str, Any] = {} if file is None else read_toml(file)
+    data.pop("sweep", None)  # `grid.read_sweep` reads it
     for key, value in changes.items():
         if value is not None:
             *tables, name = key.split(".")

@@ -7,7 +7,6 @@ The file has a table for each room (`[edge]`, `[cloud]`, `[engine]`, `[link]`); 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from splitedge.edge.settings import EdgeSettings
 from splitedge.errors import ConfigError
 from splitedge.estimate import EstimatorSettings
 from splitedge.settings import EngineSettings
-from splitedge.validating import refuse_unknown, unknown
+from splitedge.validating import read_toml, refuse_unknown, unknown
 
 DEFAULT_FILE = Path("splitedge.toml")
 PREFIX = "SPLITEDGE_"
-MAX_FILE_BYTES = 1 << 20
 
 
 class Settings(BaseSettings):
@@ -68,7 +66,7 @@ def load_settings(
         ConfigError: a missing or unreadable file, an unknown key, a value of the wrong type.
     """
     path = Path(file) if file is not None else DEFAULT_FILE
-    from_file = _read(path) if file is not None or path.exists() else {}
+    from_file = read_toml(path) if file is not None or path.exists() else {}
     refuse_unknown(from_file, Settings, str(path))
     variables = _variables()
     refuse_unknown(variables, Settings, "environment")
@@ -83,17 +81,6 @@ def load_settings(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"setting {where} = {first['input']!r}: {first['msg']}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; is it the right file?")
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read settings file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def _variables() -> dict[str, Any]:
